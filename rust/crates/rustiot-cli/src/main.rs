@@ -1,0 +1,2 @@
+//! The workstation's command line.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The device's multi-call binary and CLI.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Builds the lab image, bundles and keys.

@@ -1,0 +1,2 @@
+//! Initramfs PID 1.
+fn main() {}

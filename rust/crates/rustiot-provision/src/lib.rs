@@ -1,0 +1,1 @@
+//! First boot and every boot: file systems, identity, configuration.

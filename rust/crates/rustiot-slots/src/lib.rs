@@ -1,0 +1,1 @@
+//! Runs the boot policy on a device; RAUC's custom boot backend.

@@ -1,0 +1,1 @@
+//! Installs releases through RAUC and sees them through trial, commit or fallback.

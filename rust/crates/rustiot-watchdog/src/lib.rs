@@ -1,0 +1,1 @@
+//! Owner of the hardware watchdog and the liveness tree.

@@ -1,0 +1,1 @@
+//! A QEMU machine as a value.
