@@ -1,6 +1,29 @@
 //! What is remembered of the slots between boots. Written by `rustiot-slots` only.
+//!
+//! The record outlives every release on the device, in both directions: a slot that falls back reads what a newer
+//! one wrote. So the format only grows by fields that have a default, and never gains a variant without a raised
+//! floor.
 
 use serde::{Deserialize, Serialize};
+
+/// Trial boots without a verdict after which a release is rejected.
+pub const ATTEMPTS_MAX: u32 = 3;
+/// Failed boots of the committed slot in a row after which the other slot is tried.
+pub const LATE_MAX: u32 = 3;
+/// Boots cut off before they were healthy (by power, as far as anyone can tell) after which the other slot is tried.
+/// Much higher than [`LATE_MAX`]: a cut says nothing against the slot, but a board that cannot tell a hang from a
+/// cut must not loop for ever.
+pub const INTERRUPTED_MAX: u32 = 12;
+/// Known bad releases that are remembered.
+pub const REJECTED_MAX: usize = 16;
+/// Boots that the history keeps.
+pub const BOOTS_MAX: usize = 32;
+/// Boots in the history that keep their `pstore_tail`.
+pub const TAILS_MAX: usize = 4;
+/// Lines of a log tail that are kept: the last ones.
+pub const LOG_LINES_MAX: usize = 40;
+/// Bytes of one line, reason, id or version that are kept.
+pub const LINE_MAX: usize = 240;
 
 /// One of the two slot groups (`boot-a` + `root-a`, or `boot-b` + `root-b`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -12,6 +35,29 @@ pub enum Slot {
     B,
 }
 
+impl Slot {
+    /// Both slots, in order.
+    pub const ALL: [Slot; 2] = [Slot::A, Slot::B];
+
+    /// `a` or `b`, as partition labels and the U-Boot environment spell it.
+    #[must_use]
+    pub fn letter(self) -> &'static str {
+        match self {
+            Slot::A => "a",
+            Slot::B => "b",
+        }
+    }
+
+    /// RAUC's bootname: `A` or `B`.
+    #[must_use]
+    pub fn bootname(self) -> &'static str {
+        match self {
+            Slot::A => "A",
+            Slot::B => "B",
+        }
+    }
+}
+
 impl std::ops::Not for Slot {
     type Output = Slot;
 
@@ -20,6 +66,32 @@ impl std::ops::Not for Slot {
         match self {
             Slot::A => Slot::B,
             Slot::B => Slot::A,
+        }
+    }
+}
+
+impl std::fmt::Display for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.letter())
+    }
+}
+
+/// Not `a`, `b`, `A` or `B`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a slot: expected `a` or `b`")]
+pub struct NotASlot(
+    /// What was given.
+    pub String,
+);
+
+impl std::str::FromStr for Slot {
+    type Err = NotASlot;
+
+    fn from_str(text: &str) -> Result<Slot, NotASlot> {
+        match text {
+            "a" | "A" => Ok(Slot::A),
+            "b" | "B" => Ok(Slot::B),
+            _ => Err(NotASlot(text.to_owned())),
         }
     }
 }
@@ -55,7 +127,10 @@ pub enum Gate {
     /// All required checks passed; the soak is running.
     Passed,
     /// The soak is over and the checks still pass: may be committed.
-    Soaked,
+    Soaked {
+        /// Floor that the running release carries; it takes effect with the commit.
+        floor: Option<String>,
+    },
     /// A required check failed, or the deadline passed.
     Failed {
         /// What failed, for people.
@@ -71,6 +146,8 @@ pub enum Gate {
 pub enum Phase {
     /// Nothing is under way.
     Idle,
+    /// The update service said what comes next; nothing is written yet.
+    Announced(Transaction),
     /// RAUC is writing the inactive slot, which is invalid meanwhile.
     Writing(Transaction),
     /// Written and verified; the next boot is not yet a trial.
@@ -86,13 +163,42 @@ pub enum Phase {
         /// The verdict so far.
         gate: Gate,
     },
-    /// The committed slot stopped booting and the other one is tried once.
+    /// The committed slot stopped booting and the other one is tried.
     LateFallback {
         /// The committed slot that failed.
         from: Slot,
         /// Why.
         reason: String,
+        /// Boots of the other slot that were cut off by power before they said anything.
+        #[serde(default)]
+        attempts: u32,
     },
+}
+
+impl Phase {
+    /// The transaction under way.
+    #[must_use]
+    pub fn transaction(&self) -> Option<&Transaction> {
+        match self {
+            Phase::Announced(tx) | Phase::Writing(tx) | Phase::Ready(tx) | Phase::Armed(tx) => Some(tx),
+            Phase::Trial { transaction, .. } => Some(transaction),
+            Phase::Idle | Phase::LateFallback { .. } => None,
+        }
+    }
+
+    /// The phase's name, as `--json` output and the state diagram spell it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Phase::Idle => "idle",
+            Phase::Announced(_) => "announced",
+            Phase::Writing(_) => "writing",
+            Phase::Ready(_) => "ready",
+            Phase::Armed(_) => "armed",
+            Phase::Trial { .. } => "trial",
+            Phase::LateFallback { .. } => "late-fallback",
+        }
+    }
 }
 
 /// Whether a slot may be booted.
@@ -113,6 +219,14 @@ pub enum SlotState {
         /// Why.
         reason: String,
     },
+}
+
+impl SlotState {
+    /// May be booted without a person asking for it.
+    #[must_use]
+    pub fn bootable(&self) -> bool {
+        matches!(self, SlotState::Unknown | SlotState::Valid { .. })
+    }
 }
 
 /// Why the machine was reset before this boot.
@@ -145,6 +259,8 @@ pub enum BootKind {
     LateFallback,
     /// Neither slot is good; reachable, nothing is decided.
     Rescue,
+    /// Got no further than `rustiot-init`, which rebooted into the other slot.
+    Redirect,
 }
 
 /// One boot, as the history keeps it.
@@ -160,8 +276,11 @@ pub struct BootEntry {
     pub kind: BootKind,
     /// Why the machine was reset before it.
     pub reset: ResetReason,
-    /// Last kernel lines of the boot before, where pstore kept them.
+    /// Last kernel lines of the boot before, where pstore kept them; only the newest boots keep theirs.
     pub pstore_tail: Vec<String>,
+    /// The health gate passed in this boot.
+    #[serde(default)]
+    pub healthy: bool,
     /// The boot passed its soak.
     pub stable: bool,
     /// The boot ended by an orderly shutdown.
@@ -190,14 +309,140 @@ pub struct Record {
     pub slots: [SlotState; 2],
     /// Where the device stands.
     pub phase: Phase,
-    /// Boots of the committed slot since one was stable.
+    /// Boots of the committed slot that failed since one was stable.
     pub late: u32,
-    /// The selector was already put right at the last boot; not again before a stable boot.
+    /// Boots of the committed slot that were cut off before they were healthy, since one was healthy.
+    #[serde(default)]
+    pub interrupted: u32,
+    /// The selector was already put right; not again before a stable boot.
     pub selector_repaired: bool,
+    /// Neither slot is good: stay reachable, and this is why.
+    #[serde(default)]
+    pub rescue: Option<String>,
+    /// Times that rescue was entered since a boot was stable; sets the pause before the next retry.
+    #[serde(default)]
+    pub rescues: u32,
+    /// The root of slot A, B could not be opened.
+    #[serde(default)]
+    pub unusable: [bool; 2],
     /// Lowest version that may be installed.
     pub floor: Option<String>,
-    /// Known bad releases, newest last, bounded.
+    /// Known bad releases, newest last, at most [`REJECTED_MAX`].
     pub rejected: Vec<Rejected>,
-    /// Last boots, newest last, bounded.
+    /// Last boots, newest last, at most [`BOOTS_MAX`].
     pub boots: Vec<BootEntry>,
+}
+
+impl Record {
+    /// What is known when nothing is remembered: `committed` is the loader's default.
+    #[must_use]
+    pub fn fresh(committed: Slot) -> Record {
+        Record {
+            committed,
+            slots: [SlotState::Unknown, SlotState::Unknown],
+            phase: Phase::Idle,
+            late: 0,
+            interrupted: 0,
+            selector_repaired: false,
+            rescue: None,
+            rescues: 0,
+            unusable: [false, false],
+            floor: None,
+            rejected: Vec::new(),
+            boots: Vec::new(),
+        }
+    }
+
+    /// State of `slot`.
+    #[must_use]
+    pub fn slot(&self, slot: Slot) -> &SlotState {
+        let [a, b] = &self.slots;
+        match slot {
+            Slot::A => a,
+            Slot::B => b,
+        }
+    }
+
+    /// State of `slot`, to change it.
+    pub(crate) fn slot_mut(&mut self, slot: Slot) -> &mut SlotState {
+        let [a, b] = &mut self.slots;
+        match slot {
+            Slot::A => a,
+            Slot::B => b,
+        }
+    }
+
+    /// The root of `slot` could not be opened when last tried.
+    #[must_use]
+    pub fn is_unusable(&self, slot: Slot) -> bool {
+        let [a, b] = self.unusable;
+        match slot {
+            Slot::A => a,
+            Slot::B => b,
+        }
+    }
+
+    pub(crate) fn set_unusable(&mut self, slot: Slot, value: bool) {
+        let [a, b] = &mut self.unusable;
+        match slot {
+            Slot::A => *a = value,
+            Slot::B => *b = value,
+        }
+    }
+
+    /// The newest boot: the running one once `Event::Booted` was applied.
+    #[must_use]
+    pub fn last_boot(&self) -> Option<&BootEntry> {
+        self.boots.last()
+    }
+
+    /// The boot before this one ended by an orderly shutdown, or by our own redirection: what `rustiot-init` asks
+    /// before it calls a reset without any other trace a power cut.
+    #[must_use]
+    pub fn ended_cleanly(&self) -> bool {
+        self.last_boot().is_some_and(|boot| boot.clean)
+    }
+
+    /// Why `manifest_hash` is not to be installed by itself.
+    #[must_use]
+    pub fn rejection(&self, manifest_hash: &str) -> Option<&Rejected> {
+        self.rejected.iter().find(|rejected| rejected.release.manifest_hash == manifest_hash)
+    }
+
+    /// What the loader must hold while this record is in force.
+    #[must_use]
+    pub fn selection(&self) -> Selection {
+        let next = match (self.last_boot(), &self.phase) {
+            (Some(boot), _) if boot.kind == BootKind::Redirect => Some(!boot.slot),
+            (_, Phase::Armed(tx)) => Some(tx.slot),
+            _ => None,
+        };
+        Selection { default: self.committed, next }
+    }
+
+    /// Seconds to stay in rescue before [`crate::Event::Retry`]: one hour, doubling to a day.
+    #[must_use]
+    pub fn rescue_pause_s(&self) -> u64 {
+        const HOUR: u64 = 3600;
+        HOUR.checked_shl(self.rescues.saturating_sub(1).min(8)).unwrap_or(u64::MAX).min(24 * HOUR)
+    }
+}
+
+/// What the loader must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// The slot that boots by default.
+    pub default: Slot,
+    /// The slot that boots next, once.
+    pub next: Option<Slot>,
+}
+
+/// `text` cut to [`LINE_MAX`] bytes at a character boundary.
+pub(crate) fn clip(text: &str) -> String {
+    text.get(..text.floor_char_boundary(LINE_MAX)).unwrap_or_default().to_owned()
+}
+
+/// The last [`LOG_LINES_MAX`] lines, each clipped.
+pub(crate) fn clip_log(log: &[String]) -> Vec<String> {
+    log.iter().skip(log.len().saturating_sub(LOG_LINES_MAX)).map(|line| clip(line)).collect()
 }
