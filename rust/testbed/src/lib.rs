@@ -1,1 +1,36 @@
-//! A QEMU machine as a value.
+//! A QEMU machine as a value: boot it, wait for words on its console, run a command inside, cut
+//! its power, flip one of its bits, count what its watchdog did.
+//!
+//! It never knows what a RustIoT image is (that is `rustiot-lab`), never sleeps for a fixed time
+//! and never leaves a process or a directory behind. Used by `rustiot-lab` and `rustiot-cli`.
+//!
+//! Nothing here needs KVM: QEMU emulates the processor unless the spec asks for something else.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "files of tests on the workstation, where a lost one is made again"
+)]
+
+mod agent;
+mod console;
+mod disk;
+mod error;
+mod files;
+mod gdb;
+mod host;
+mod machine;
+mod qmp;
+mod sys;
+pub mod writelog;
+
+pub use agent::Output;
+pub use console::Console;
+pub use disk::{Disk, partition_bytes, partition_start};
+pub use error::Error;
+pub use files::{Faults, FileServer};
+pub use host::{Scratch, Tools, cleanup, spawn};
+pub use machine::{Firmware, Machine, Off, Snapshot, Spec, flip_bit_in_file, ssh_options};
+pub use qmp::{Event, Qmp};
+
+/// Result of everything in this crate.
+pub type Result<T> = std::result::Result<T, Error>;
