@@ -427,8 +427,7 @@ fn committed_slot(record: &mut Record, previous: Option<&BootEntry>, reset: Rese
 /// Boots the other slot once, or gives up.
 fn fall_back(record: &mut Record, reason: &str) -> Decision {
     let other = !record.committed;
-    // More failures than that: this was tried already, in a boot that could not remember it (no ledger).
-    if record.late > LATE_MAX || record.is_unusable(other) || !record.slot(other).bootable() {
+    if record.is_unusable(other) || !record.slot(other).bootable() {
         record.phase = match &record.phase {
             Phase::LateFallback { .. } => Phase::Idle,
             phase => phase.clone(),
@@ -526,6 +525,8 @@ fn another_chance(record: &mut Record) {
 
 fn root_unusable(record: &mut Record, reason: &str) -> Result<Vec<Effect>, Refused> {
     let slot = running_slot(record)?;
+    // Without a boot before this one the record may be in memory only: two slots that each send the machine to the
+    // other would do so for ever.
     let remembered = record.boots.len() > 1;
     let known = record.is_unusable(slot);
     record.set_unusable(slot, true);
@@ -541,13 +542,12 @@ fn root_unusable(record: &mut Record, reason: &str) -> Result<Vec<Effect>, Refus
         } else {
             Decision::Rescue(why)
         }
-    } else if slot == record.committed && !known {
-        let decision = fall_back(record, &why);
-        if !remembered {
-            // The next boot may remember nothing but the loader's scratch count.
-            record.late = LATE_MAX.saturating_add(1);
-        }
-        decision
+    } else if slot == record.committed && !known && remembered {
+        fall_back(record, &why)
+    } else if let (Phase::LateFallback { from, reason, .. }, true) = (record.phase.clone(), remembered) {
+        record.phase = Phase::Idle;
+        enter_rescue(record, &format!("{reason}; {why}"));
+        Decision::Redirect(format!("{why}; going to rescue on slot {from}"))
     } else {
         record.phase = match &record.phase {
             Phase::LateFallback { .. } => Phase::Idle,
@@ -571,9 +571,12 @@ fn retry(record: &mut Record) -> Result<Effect, Refused> {
         return refuse("not in rescue");
     }
     another_chance(record);
+    let number_of_boots = record.boots.len();
     if let Some(boot) = record.boots.last_mut() {
-        // Rescue that ran on the other slot goes back to the committed one.
-        boot.kind = if slot == record.committed { BootKind::Rescue } else { BootKind::Redirect };
+        // Rescue on the other slot goes back to the committed one. Where nothing is remembered of earlier boots, the
+        // other slot gets its chance too.
+        let over = slot != record.committed || number_of_boots == 1;
+        boot.kind = if over { BootKind::Redirect } else { BootKind::Rescue };
         boot.clean = true;
     }
     Ok(Effect::Reboot { reason: "giving the slots another chance".to_owned() })
