@@ -115,22 +115,62 @@ pub struct Uefi {
     pub stub: String,
 }
 
-/// Files and addresses of a U-Boot boot partition.
+/// What U-Boot's boot script needs to know (`conf/uboot/boot.cmd.in`). Addresses are physical.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Uboot {
-    /// The FIT in the boot partition.
-    pub fit_path: String,
-    /// Where U-Boot loads the FIT (physical address).
+    /// The medium's bus, as U-Boot's commands call it: `virtio`, `mmc`, `nvme` ...
+    pub interface: String,
+    /// The medium's number on that bus.
+    pub device: u32,
+    /// Commands that make the medium usable.
+    pub prepare: Vec<String>,
+    /// Parts of the boot script that only some boards need: `conf/uboot/<hook>.cmd.in`.
+    pub hooks: Vec<String>,
+    /// Where the FIT is loaded. The initramfs stays in it.
     pub fit_load: u64,
-    /// Where the kernel goes (physical address).
+    /// Where the kernel goes from there.
     pub kernel_load: u64,
-    /// Where the initramfs goes (physical address).
-    pub ramdisk_load: u64,
+    /// 64 KiB for the script's own work.
+    pub scratch: u64,
+    /// Where the firmware leaves its device tree; absent when the FIT carries one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware_dtb: Option<u64>,
+    /// PCI configuration space of bus 0, memory-mapped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pci_config: Option<u64>,
+    /// Memory that keeps the kernel's crash log over a reset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramoops: Option<Ramoops>,
     /// Offsets of the selector's two copies in the partition `uboot-env`, bytes.
     pub env_offsets: [u64; 2],
     /// Size of one copy, bytes.
     pub env_size: u64,
+    /// U-Boot's own environment, when the boot script lives there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_env: Option<OwnEnv>,
+}
+
+/// Memory that keeps the kernel's crash log (Linux: Documentation/admin-guide/ramoops.rst).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ramoops {
+    /// Physical address.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of one crash record.
+    pub record: u64,
+}
+
+/// U-Boot's own environment on a flash chip: board area, never written by an update.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OwnEnv {
+    /// Its size, bytes (`CONFIG_ENV_SIZE` of the U-Boot binary). It lies at the start of the chip.
+    pub size: u64,
+    /// Size of the chip.
+    pub chip: Size,
 }
 
 /// The hardware watchdog.
@@ -141,7 +181,9 @@ pub struct Watchdog {
     pub device: String,
     /// Drivers, loaded before everything else.
     pub modules: Vec<String>,
-    /// Timeout that is set, seconds.
+    /// Timeout that the loader sets, seconds: covers the time from there to `rustiot-init`'s first feed.
+    pub loader_timeout_s: u32,
+    /// Timeout that is set from then on, seconds.
     pub timeout_s: u32,
     /// How long `rustiot-init` feeds it before it lets the board reset, seconds from its start.
     pub deadline_s: u32,
@@ -252,9 +294,6 @@ impl Board {
     }
 
     fn check(&self) -> Result<(), Finding> {
-        let plain = |s: &str| {
-            !s.is_empty() && s.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-        };
         if !plain(&self.name) {
             return Err(Finding::new(
                 "name",
@@ -339,7 +378,13 @@ impl Board {
             }
         }
         if let Some(uboot) = &self.boot.uboot {
-            relative_path("boot.uboot.fit_path", &uboot.fit_path)?;
+            if let Some(bad) = uboot.hooks.iter().find(|h| !plain(h)) {
+                return Err(Finding::new(
+                    "boot.uboot.hooks",
+                    format!("`{bad}` is not a hook's name"),
+                    "name a file conf/uboot/<hook>.cmd.in",
+                ));
+            }
             let [a, b] = uboot.env_offsets;
             if uboot.env_size == 0 || a.abs_diff(b) < uboot.env_size {
                 return Err(Finding::new(
@@ -353,12 +398,13 @@ impl Board {
     }
 
     fn check_watchdog(&self) -> Result<(), Finding> {
-        if self.watchdog.timeout_s == 0 {
-            return Err(Finding::new(
-                "watchdog.timeout_s",
-                "is zero",
-                "state seconds that the hardware can count",
-            ));
+        for (key, seconds) in [
+            ("watchdog.loader_timeout_s", self.watchdog.loader_timeout_s),
+            ("watchdog.timeout_s", self.watchdog.timeout_s),
+        ] {
+            if seconds == 0 {
+                return Err(Finding::new(key, "is zero", "state seconds that the hardware can count"));
+            }
         }
         if self.watchdog.deadline_s < self.watchdog.timeout_s {
             return Err(Finding::new(
@@ -379,6 +425,10 @@ impl Board {
         }
         Ok(())
     }
+}
+
+fn plain(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }
 
 fn relative_path(key: &str, path: &str) -> Result<(), Finding> {

@@ -10,8 +10,8 @@ mod layout;
 mod size;
 
 pub use board::{
-    Arch, Board, Boot, Firmware, FirmwareKind, LoaderKind, Modules, Qemu, Sizes, Storage, Uboot, Uefi,
-    Watchdog,
+    Arch, Board, Boot, Firmware, FirmwareKind, LoaderKind, Modules, OwnEnv, Qemu, Ramoops, Sizes, Storage,
+    Uboot, Uefi, Watchdog,
 };
 pub use kernel::{Kernel, KernelModules};
 pub use layout::{Content, Guid, Layout, Partition, SlotName};

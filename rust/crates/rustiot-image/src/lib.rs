@@ -1,1 +1,3 @@
 //! Builds the lab image, bundles and keys.
+
+pub mod fit;
