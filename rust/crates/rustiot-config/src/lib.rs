@@ -4,9 +4,18 @@
 //! the files, calls this crate and writes what it renders; every service reads only the result.
 //! Contract: `docs/contracts/config.md`; the owner's page: `docs/configuration.md`.
 
+mod fragment;
+mod message;
+#[cfg(test)]
+mod published;
+pub mod render;
+mod resolve;
 pub mod scalar;
 pub mod settings;
 
+pub use fragment::{Content, Fragment};
+pub use message::{Message, Place, Severity};
+pub use resolve::{Good, LastGood, Origin, Outcome, fuzz, resolve};
 pub use settings::{
     EFFECTIVE, HealthSettings, Ipv6, LoadError, LogSettings, NetworkCheck, NetworkKind, NetworkSettings,
     ProxySettings, Settings, SshSettings, TimeSettings, UpdatePolicy, UpdateReboot, UpdateSettings,
