@@ -58,10 +58,11 @@ impl Disk {
                 "node-name": "disk", "driver": "qcow2", "discard": "unmap",
                 "cache": {"no-flush": true}, "file": file(path),
             }),
+            // The logging node itself must see the flushes, so only its children leave them out.
             Disk::Logged { image, log } => serde_json::json!({
-                "node-name": "disk", "driver": "blklogwrites", "cache": {"no-flush": true},
-                "file": {"driver": "raw", "file": file(image)},
-                "log": {"driver": "raw", "file": file(log)},
+                "node-name": "disk", "driver": "blklogwrites",
+                "file": {"driver": "raw", "cache": {"no-flush": true}, "file": file(image)},
+                "log": {"driver": "raw", "cache": {"no-flush": true}, "file": file(log)},
             }),
         };
         node.to_string()

@@ -405,6 +405,7 @@ impl Machine {
             std::fs::copy(&vars, fresh.join(VARS)).map_err(Error::io("copy", &vars))?;
         }
         // Whoever finds the directory under its final name finds all of it.
+        let _ = std::fs::remove_dir_all(dir);
         std::fs::rename(&fresh, dir).map_err(Error::io("rename", &fresh))?;
         Ok(Snapshot { spec, dir: dir.to_path_buf() })
     }
@@ -496,7 +497,8 @@ fn arguments(spec: &Spec, disk: &Disk, dir: &Path, incoming: bool) -> Vec<String
         Firmware::Bios(code) => add(&["-bios", &code.to_string_lossy()]),
     }
     add(&["-blockdev", &disk.blockdev()]);
-    add(&["-device", "virtio-blk-pci,drive=disk,write-cache=on"]);
+    // Shared, so that a bit can be flipped behind the guest's back.
+    add(&["-device", "virtio-blk-pci,drive=disk,write-cache=on,share-rw=on"]);
     add(&["-netdev", "user,id=net0,hostfwd=tcp:127.0.0.1:0-:22"]);
     // No option ROM: the firmware would try to boot from the network.
     add(&["-device", "virtio-net-pci,netdev=net0,id=nic0,romfile="]);
