@@ -12,6 +12,6 @@ mod storage;
 
 pub use file::{Error, atomic_write, atomic_write_private, atomic_write_volatile, replace};
 pub use ledger::{
-    CopyState, FRAME_MAX, FrameError, HEADER_LEN, Ledger, LedgerError, Loaded, Stored, frame, parse,
+    CopyState, FRAME_MAX, FrameError, HEADER_LEN, Ledger, LedgerError, Loaded, RESERVE, Stored, frame, parse,
 };
 pub use storage::{Dir, Storage};

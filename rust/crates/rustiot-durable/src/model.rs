@@ -179,6 +179,19 @@ impl Storage for ModelDisk {
         )
     }
 
+    fn overwrite(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.change(
+            |disk| {
+                let inode = *disk.names.get(name).ok_or_else(missing)?;
+                let now = &mut disk.inodes.get_mut(inode).ok_or_else(missing)?.now;
+                let tail = now.split_off(now.len().min(bytes.len()));
+                *now = [bytes, &tail].concat();
+                Ok(())
+            },
+            true,
+        )
+    }
+
     fn sync(&self, name: &str) -> io::Result<()> {
         self.change(
             |disk| {

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -22,6 +22,13 @@ pub trait Storage {
     /// # Errors
     /// Those of the medium; the file's contents are undefined then.
     fn write(&self, name: &str, bytes: &[u8], mode: u32) -> io::Result<()>;
+
+    /// Writes `bytes` over the beginning of the file, which must exist and keeps its length if it is longer: needs no
+    /// space. Not durable.
+    ///
+    /// # Errors
+    /// Those of the medium; the file's contents are undefined then.
+    fn overwrite(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
 
     /// Makes the file's contents durable.
     ///
@@ -101,6 +108,10 @@ impl Storage for Dir {
             .mode(mode)
             .open(self.0.join(name))?
             .write_all(bytes)
+    }
+
+    fn overwrite(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new().write(true).open(self.0.join(name))?.write_all_at(bytes, 0)
     }
 
     fn sync(&self, name: &str) -> io::Result<()> {
