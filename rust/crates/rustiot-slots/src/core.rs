@@ -1,0 +1,124 @@
+//! Step, persist, run the loader's effects: the part that a power cut may hit anywhere.
+//!
+//! Order: the new record is durable before the loader is touched. A cut in between leaves a record that says what the
+//! loader must hold, and [`Core::reconcile`] puts that right at the next start. Never decides. Called by
+//! [`crate::SlotShell`]; generic over the medium so that tests can cut the power.
+
+use rustiot_boot::{Effect, Event, Record, Slot, step};
+use rustiot_durable::{Ledger, Storage};
+use rustiot_loader::Loader;
+
+use crate::{Error, parse_record};
+
+/// Whether what happens is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// In the ledger.
+    Durable,
+    /// Only in this process: the state partition is not there (yet).
+    Volatile,
+}
+
+/// What came of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// What the caller must do, in order: `Continue`, `Reboot`, `Rescue`, `Outcome`, `Switched`. The loader's effects
+    /// have been run.
+    pub effects: Vec<Effect>,
+    /// Something was not as it should have been before, and was put right in the loader: its default or a boot entry.
+    pub default_changed: bool,
+}
+
+pub(crate) struct Core<S> {
+    ledger: Ledger<S>,
+    pub(crate) memory: Memory,
+    pub(crate) record: Record,
+    pub(crate) loader: Box<dyn Loader>,
+    pub(crate) notes: Vec<String>,
+}
+
+impl<S: Storage> Core<S> {
+    /// Loads the record. Without one (first boot, state destroyed) the loader is believed; `fallback` is the slot to
+    /// assume when it says nothing either. Tells whether there was a record.
+    pub(crate) fn load(
+        ledger: Ledger<S>,
+        mut loader: Box<dyn Loader>,
+        fallback: Option<Slot>,
+    ) -> (Core<S>, bool) {
+        let loaded = ledger.load();
+        let mut notes = loaded.complaints();
+        let mut record = None;
+        if let Some(newest) = &loaded.newest {
+            match parse_record(&newest.payload) {
+                Ok(parsed) => record = Some(parsed),
+                Err(error) => notes.push(format!("the newest copy cannot be understood: {error}")),
+            }
+        } else if !loaded.never_written() {
+            notes.push("both copies of the boot ledger are lost".to_owned());
+        }
+        let found = record.is_some();
+        let record = record.unwrap_or_else(|| {
+            let believed = loader.default_slot().unwrap_or_else(|error| {
+                notes.push(describe(&error));
+                None
+            });
+            Record::fresh(believed.or(fallback).unwrap_or(Slot::A))
+        });
+        let memory = if found { Memory::Durable } else { Memory::Volatile };
+        (Core { ledger, memory, record, loader, notes }, found)
+    }
+
+    /// One event: the record is durable and the loader is told when this returns.
+    pub(crate) fn apply(&mut self, event: Event) -> Result<Applied, Error> {
+        let (next, effects) = step(&self.record, event)?;
+        if next != self.record {
+            self.remember(next)?;
+        }
+        let mut applied = Applied { effects: Vec::new(), default_changed: false };
+        for effect in effects {
+            match effect {
+                Effect::SetDefault(slot) => applied.default_changed |= self.loader.set_default(slot)?,
+                Effect::SetNext(slot) => drop(self.loader.set_next(slot)?),
+                Effect::ClearNext => drop(self.loader.clear_next()?),
+                other => applied.effects.push(other),
+            }
+        }
+        Ok(applied)
+    }
+
+    /// Puts `record` in force, durably if there is a ledger.
+    pub(crate) fn remember(&mut self, record: Record) -> Result<(), Error> {
+        if self.memory == Memory::Durable {
+            let bytes = serde_json::to_vec(&record).map_err(Error::Encode)?;
+            self.ledger.store(&bytes)?;
+        }
+        self.record = record;
+        Ok(())
+    }
+
+    /// Brings the loader to where the record says it must be: what a power cut between persisting and the effects left
+    /// undone. Only right after this boot is in the record; before that the one-shot may have been spent rightly.
+    pub(crate) fn reconcile(&mut self) -> Result<(), Error> {
+        let want = self.record.selection();
+        if self.loader.default_slot()? != Some(want.default) {
+            self.loader.set_default(want.default)?;
+        }
+        match want.next {
+            Some(slot) => drop(self.loader.set_next(slot)?),
+            None => drop(self.loader.clear_next()?),
+        }
+        Ok(())
+    }
+}
+
+/// An error and its causes on one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
