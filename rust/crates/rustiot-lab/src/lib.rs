@@ -1,0 +1,1 @@
+//! RustIoT machines in QEMU, and the guarantees that are tested on them.
