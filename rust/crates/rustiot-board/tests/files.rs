@@ -1,6 +1,6 @@
 //! The files in `conf/` are valid, and what is wrong in a file is said with file, key and remedy.
 
-#![expect(clippy::panic, reason = "a test says why it fails")]
+#![expect(clippy::expect_used, reason = "a test says why it fails")]
 
 use proptest::prelude::*;
 use rustiot_board::{Board, Content, Kernel, KernelModules, Layout, LoaderKind, SlotName};

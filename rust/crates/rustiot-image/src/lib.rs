@@ -1,3 +1,43 @@
-//! Builds the lab image, bundles and keys.
+//! Builds what goes onto a device: the toolbox that does it, the device's programs, the lab image's root, initramfs and
+//! boot image, disk images, signed bundles and development keys.
+//!
+//! ```text
+//! Context, Progress ─► Toolbox::ensure ─► image::build ─┬─► disk::disk      what is flashed once
+//!                                                       └─► bundle::bundle  what updates a device
+//! ```
+//!
+//! Every step is kept in the cache under the key of its inputs and published in one rename: the second build takes a
+//! moment, an interrupted one leaves nothing wrong. The same inputs give the same root hash. It runs as root on a
+//! workstation and never touches a device; the CLI and the testbed call it.
 
+mod accounts;
+mod apt;
+mod base;
+mod boot;
+mod bundle;
+mod cache;
+mod context;
+mod cpio;
+mod disk;
+mod error;
 pub mod fit;
+mod image;
+mod initramfs;
+pub mod keys;
+mod modules;
+mod packages;
+mod programs;
+mod root;
+mod toolbox;
+
+pub use apt::Mirror;
+pub use base::Package;
+pub use bundle::{BundleRequest, bundle};
+pub use context::{Context, Plain, Progress, Silent};
+pub use disk::{DiskRequest, Place, check_medium, disk, lint, places};
+pub use error::Error;
+pub use image::{Image, Request, Sizes, board, boards, build, write_manifest};
+pub use initramfs::Init;
+pub use programs::Programs;
+pub use root::{PackageSize, Verity};
+pub use toolbox::Toolbox;

@@ -1,0 +1,125 @@
+//! A release as a signed RAUC bundle (format `verity`: every block is checked as it streams in).
+
+use crate::cache::{remove, write};
+use crate::context::{Progress, step};
+use crate::error::{At, Error, refused};
+use crate::image::Image;
+use crate::keys::Signer;
+use crate::root::EPOCH;
+use crate::toolbox::Toolbox;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// How to make a bundle.
+#[derive(Clone, Debug)]
+pub struct BundleRequest {
+    /// Who signs.
+    pub signer: Signer,
+    /// One line about the release.
+    pub description: String,
+    /// zstd level, 1 to 22: 1 for tests, 19 for what travels.
+    pub compression: u32,
+    /// Text of a section `[meta.rustiot]`, as key and value.
+    pub meta: Vec<(String, String)>,
+}
+
+/// Writes the bundle of `image` to `out`, replacing what is there.
+///
+/// # Errors
+/// The directory cannot be written, or RAUC refuses keys or images.
+pub fn bundle(
+    toolbox: &Toolbox,
+    image: &Image,
+    request: &BundleRequest,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    let name = format!("bundle {} ({})", image.version, image.board.name);
+    step(progress, &name, || create(toolbox, image, request, out))
+}
+
+fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path) -> Result<(), Error> {
+    if !(1..=22).contains(&request.compression) {
+        return Err(refused(
+            format!("compression {} is none of zstd's levels", request.compression),
+            "use 1 to 22",
+        ));
+    }
+    let (dir, file) = match (out.parent(), out.file_name()) {
+        (Some(dir), Some(file)) => (dir, file.to_string_lossy().into_owned()),
+        _ => return Err(refused(format!("{} is no file name", out.display()), "name the bundle's file")),
+    };
+    fs::create_dir_all(dir).at("create", dir)?;
+    let dir = dir.canonicalize().at("find", dir)?;
+    let work =
+        tempfile::Builder::new().prefix(".bundle-").tempdir_in(&dir).at("create a directory in", &dir)?;
+    let content = work.path().join("content");
+    fs::create_dir(&content).at("create", &content)?;
+    for (from, to) in [(&image.boot, "boot.img"), (&image.root, "root.img")] {
+        let to = content.join(to);
+        if fs::hard_link(from, &to).is_err() {
+            fs::copy(from, &to).at("copy", from)?;
+        }
+    }
+    write(&content.join("manifest.raucm"), manifest(image, request)?)?;
+
+    let made = work.path().join("bundle.raucb");
+    let mut toolbox = toolbox.clone().with_path(&dir);
+    let mut args = vec!["bundle".to_owned()];
+    for (flag, value) in [("--cert", &request.signer.cert), ("--key", &request.signer.key)] {
+        args.push(format!("{flag}={}", credential(value, &mut toolbox)?));
+    }
+    for path in &request.signer.intermediates {
+        args.push(format!("--intermediate={}", credential(&path.to_string_lossy(), &mut toolbox)?));
+    }
+    args.push(format!(
+        "--signing-keyring={}",
+        credential(&request.signer.keyring.to_string_lossy(), &mut toolbox)?
+    ));
+    args.push(format!(
+        "--mksquashfs-args=-comp zstd -Xcompression-level {} -quiet -no-progress",
+        request.compression
+    ));
+    args.extend([content.to_string_lossy().into_owned(), made.to_string_lossy().into_owned()]);
+    toolbox.run_at(EPOCH, "rauc", args)?;
+    publish(&made, &dir.join(file))
+}
+
+/// A file as an absolute path that the toolbox sees, or a PKCS#11 URI as it is.
+fn credential(text: &str, toolbox: &mut Toolbox) -> Result<String, Error> {
+    if text.starts_with("pkcs11:") {
+        return Ok(text.to_owned());
+    }
+    let path = PathBuf::from(text).canonicalize().at("find", text)?;
+    if let Some(dir) = path.parent() {
+        *toolbox = toolbox.clone().with_path(dir);
+    }
+    Ok(path.to_string_lossy().into_owned())
+}
+
+fn manifest(image: &Image, request: &BundleRequest) -> Result<String, Error> {
+    let one_line = |what: &str, text: &str| {
+        if text.contains(['\n', '\r']) {
+            return Err(refused(format!("the {what} has more than one line"), "write one"));
+        }
+        Ok(text.to_owned())
+    };
+    let mut text = format!(
+        "[update]\ncompatible={}\nversion={}\ndescription={}\n\n[bundle]\nformat=verity\n\n\
+         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n\n[meta.rustiot]\nroot-hash={}\n",
+        image.board.compatible,
+        image.version,
+        one_line("description", &request.description)?,
+        image.verity.root_hash,
+    );
+    for (key, value) in &request.meta {
+        text.push_str(&format!("{}={}\n", one_line("meta key", key)?, one_line("meta value", value)?));
+    }
+    Ok(text)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a build product: a build that is cut short starts over")]
+fn publish(made: &Path, out: &Path) -> Result<(), Error> {
+    remove(out)?;
+    fs::rename(made, out).at("write", out)
+}

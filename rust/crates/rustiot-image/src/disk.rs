@@ -1,0 +1,267 @@
+//! The disk image: what is flashed once. A GPT by `conf/layout.toml`, both boot slots by request, a `config` partition
+//! that a PC can read; `state` and `data` are left to the device's first boot.
+
+use crate::boot::fat;
+use crate::cache::write;
+use crate::context::{Context, Progress, step};
+use crate::error::{At, Error, content, refused};
+use crate::fit;
+use crate::image::Image;
+use crate::toolbox::Toolbox;
+use rustiot_board::{Content, Layout, Partition, Size, SlotName};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+/// Room for the backup table at the end.
+const GPT_TAIL: u64 = 1 << 20;
+const SECTOR: u64 = 512;
+/// Files are copied in pieces of this size; a piece of zeros stays a hole.
+const PIECE: usize = 1 << 16;
+
+/// How to make a disk image.
+#[derive(Clone, Debug, Default)]
+pub struct DiskRequest {
+    /// Text of `rustiot.toml` on the `config` partition; the commented default when absent.
+    pub config: Option<String>,
+    /// Write the release into slot B too: a second copy from the first day, for a longer time to flash.
+    pub both_slots: bool,
+}
+
+/// A partition's place on the medium, bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// The partition.
+    pub partition: &'a Partition,
+    /// Its first byte.
+    pub start: u64,
+}
+
+/// Where the partitions of `image`'s board lie, and how large the image is, bytes.
+pub fn places(layout: &Layout, loader: rustiot_board::LoaderKind) -> (Vec<Place<'_>>, u64) {
+    let align = layout.alignment.bytes();
+    let mut start = align;
+    let mut places = Vec::new();
+    for partition in layout.for_loader(loader) {
+        places.push(Place { partition, start });
+        start = start.saturating_add(partition.size.bytes()).next_multiple_of(align);
+    }
+    (places, start.saturating_add(GPT_TAIL))
+}
+
+/// Writes the disk image of `image` to `out` (a sparse file), replacing what is there.
+///
+/// # Errors
+/// A part does not fit its partition, the medium would be too small, or a file cannot be written.
+pub fn disk(
+    ctx: &Context,
+    toolbox: &Toolbox,
+    image: &Image,
+    request: &DiskRequest,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    step(progress, &format!("disk image {} ({})", image.version, image.board.name), || {
+        create(ctx, toolbox, image, request, out)
+    })
+}
+
+fn create(
+    ctx: &Context,
+    toolbox: &Toolbox,
+    image: &Image,
+    request: &DiskRequest,
+    out: &Path,
+) -> Result<(), Error> {
+    let (places, total) = places(&image.layout, image.board.boot.loader);
+    if total > image.board.storage.min_medium.bytes() {
+        return Err(Error::TooLarge {
+            what: "the disk image".into(),
+            size: Size::from_bytes(total),
+            limit_name: "the smallest medium".into(),
+            limit: image.board.storage.min_medium,
+            remedy: format!(
+                "shrink partitions in conf/layout.toml or raise storage.min_medium in conf/boards/{}.toml",
+                image.board.name
+            ),
+        });
+    }
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).at("create", parent)?;
+    let work =
+        tempfile::Builder::new().prefix(".disk-").tempdir_in(parent).at("create a directory in", parent)?;
+    let dir = work.path().canonicalize().at("find", work.path())?;
+    let toolbox = toolbox.clone().with_path(&dir);
+    let raw = dir.join("disk.img");
+    File::create(&raw).and_then(|f| f.set_len(total)).at("create", &raw)?;
+    table(&toolbox, &image.layout, &places, &dir, &raw)?;
+    for place in &places {
+        let p = place.partition;
+        let source = match (p.content, p.slot) {
+            (Content::Boot, Some(slot)) if slot == SlotName::A || request.both_slots => image.boot.clone(),
+            (Content::Root, Some(slot)) if slot == SlotName::A || request.both_slots => image.root.clone(),
+            (Content::Config, _) => {
+                let path = dir.join("config.img");
+                config(ctx, &toolbox, request, p.size.bytes(), &dir, &path)?;
+                path
+            }
+            (Content::UbootEnv, _) => {
+                let path = dir.join("uboot-env.img");
+                write(&path, fit::selector_partition(&image.board, p.size.bytes())?)?;
+                path
+            }
+            _ => continue,
+        };
+        place_file(&source, &raw, place)?;
+    }
+    publish(&raw, out)
+}
+
+fn table(
+    toolbox: &Toolbox,
+    layout: &Layout,
+    places: &[Place<'_>],
+    dir: &Path,
+    raw: &Path,
+) -> Result<(), Error> {
+    let mut script =
+        format!("label: gpt\nlabel-id: {}\nunit: sectors\nsector-size: {SECTOR}\n", layout.disk_guid);
+    for place in places {
+        let p = place.partition;
+        script.push_str(&format!(
+            "start={}, size={}, type={}, uuid={}, name=\"{}\"\n",
+            place.start / SECTOR,
+            p.size.bytes() / SECTOR,
+            p.type_guid,
+            p.guid,
+            p.name
+        ));
+    }
+    let file = dir.join("table");
+    write(&file, script)?;
+    let run = "exec sfdisk --quiet --no-reread --no-tell-kernel \"$1\" < \"$2\"";
+    toolbox.run("sh", ["-c".as_ref(), run.as_ref(), "sh".as_ref(), raw.as_os_str(), file.as_os_str()])?;
+    Ok(())
+}
+
+/// The FAT that people edit.
+fn config(
+    ctx: &Context,
+    toolbox: &Toolbox,
+    request: &DiskRequest,
+    size: u64,
+    dir: &Path,
+    out: &Path,
+) -> Result<(), Error> {
+    let readme = ctx.conf("config/README.txt");
+    let toml = match &request.config {
+        Some(text) => {
+            let path = dir.join("rustiot.toml");
+            write(&path, text)?;
+            path
+        }
+        None => ctx.conf("config/rustiot.toml"),
+    };
+    fat(toolbox, &[("rustiot.toml", &toml), ("README.txt", &readme)], "CONFIG", Some(size), out)
+}
+
+/// Copies `source` to its place; what is zero stays a hole.
+fn place_file(source: &Path, raw: &Path, place: &Place<'_>) -> Result<(), Error> {
+    let size = fs::metadata(source).at("read", source)?.len();
+    let limit = place.partition.size;
+    if size > limit.bytes() {
+        return Err(Error::TooLarge {
+            what: format!("what goes into `{}`", place.partition.name),
+            size: Size::from_bytes(size),
+            limit_name: "the partition".into(),
+            limit,
+            remedy:
+                "raise its size in conf/layout.toml (devices in the field keep theirs) or shrink the content"
+                    .into(),
+        });
+    }
+    let mut from = File::open(source).at("read", source)?;
+    let mut to = fs::OpenOptions::new().write(true).open(raw).at("write", raw)?;
+    to.seek(SeekFrom::Start(place.start)).at("write", raw)?;
+    let mut piece = vec![0; PIECE];
+    loop {
+        let n = from.read(&mut piece).at("read", source)?;
+        let Some(data) = piece.get(..n).filter(|d| !d.is_empty()) else { return Ok(()) };
+        if data.iter().all(|b| *b == 0) {
+            to.seek(SeekFrom::Current(i64::try_from(n).unwrap_or(0))).at("write", raw)?;
+        } else {
+            to.write_all(data).at("write", raw)?;
+        }
+    }
+}
+
+/// Refuses a medium of `bytes` that the image cannot be written to.
+///
+/// # Errors
+/// It is smaller than the board's smallest medium.
+pub fn check_medium(image: &Image, bytes: u64) -> Result<(), Error> {
+    if bytes < image.board.storage.min_medium.bytes() {
+        return Err(refused(
+            format!(
+                "the medium has {}, board {} needs at least {}",
+                Size::from_bytes(bytes),
+                image.board.name,
+                image.board.storage.min_medium
+            ),
+            "use a larger one",
+        ));
+    }
+    Ok(())
+}
+
+/// The rule that a layout is checked for, on a finished image: each slot's boot and root content lies in partitions of
+/// that slot only, and nothing that boots lies on a partition that both slots use.
+///
+/// # Errors
+/// The first shared partition that holds a kernel, initramfs, device tree or root.
+pub fn lint(image: &Path, layout: &Layout, loader: rustiot_board::LoaderKind) -> Result<(), Error> {
+    /// What starts a file that boots: (offset, bytes, what it is).
+    const MARKS: [(u64, &[u8], &str); 5] = [
+        (0, b"\xd0\x0d\xfe\xed", "a FIT or device tree"),
+        (56, b"ARM\x64", "an arm64 kernel"),
+        (514, b"HdrS", "an x86 kernel"),
+        (0, b"070701", "an initramfs"),
+        (1024, b"\xe2\xe1\xf5\xe0", "an erofs root"),
+    ];
+    let mut file = File::open(image).at("read", image)?;
+    let (places, _) = places(layout, loader);
+    for place in places.iter().filter(|p| p.partition.slot.is_none()) {
+        let mut bytes = vec![0; PIECE];
+        let mut at = place.start;
+        let end = place.start.saturating_add(place.partition.size.bytes());
+        while at < end {
+            file.seek(SeekFrom::Start(at)).at("read", image)?;
+            let n = file.read(&mut bytes).at("read", image)?;
+            if n == 0 {
+                break;
+            }
+            // A file in a file system starts at a sector; so does one that lies raw.
+            for sector in (0..n).step_by(512) {
+                for (offset, mark, what) in MARKS {
+                    let from = sector.saturating_add(usize::try_from(offset).unwrap_or(usize::MAX));
+                    if bytes.get(from..from.saturating_add(mark.len())) == Some(mark) {
+                        return Err(content(
+                            image,
+                            format!(
+                                "`{}`, which both slots use, holds {what}: move it to the slots' own partitions",
+                                place.partition.name
+                            ),
+                        ));
+                    }
+                }
+            }
+            at = at.saturating_add(n as u64);
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a build product: a build that is cut short starts over")]
+fn publish(made: &Path, out: &Path) -> Result<(), Error> {
+    fs::rename(made, out).at("write", out)
+}

@@ -1,0 +1,97 @@
+//! Why a build step failed. Every variant says what was being done; where a person can do something, what.
+
+use rustiot_board::Size;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+/// Why a build step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or directory could not be used.
+    #[error("cannot {what} {path}")]
+    File {
+        /// What was to be done with it.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be started.
+    #[error("cannot run {program}")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A program failed.
+    #[error("{program} failed ({status}):\n{output}")]
+    Program {
+        /// The program with its first arguments.
+        program: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// The tail of what it said.
+        output: String,
+    },
+    /// A file in `conf/` is wrong.
+    #[error(transparent)]
+    Board(#[from] rustiot_board::Error),
+    /// The boot files of a U-Boot board could not be made.
+    #[error(transparent)]
+    Fit(#[from] crate::fit::Error),
+    /// Something is larger than it may be.
+    #[error("{what} is {size}, {limit_name} is {limit}: {remedy}")]
+    TooLarge {
+        /// What is too large.
+        what: String,
+        /// Its size.
+        size: Size,
+        /// What limits it.
+        limit_name: String,
+        /// The limit.
+        limit: Size,
+        /// What to do.
+        remedy: String,
+    },
+    /// A request that cannot be carried out as it stands.
+    #[error("{problem}; {remedy}")]
+    Refused {
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// A file is not what it should be.
+    #[error("{path}: {problem}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Turns an I/O error into [`Error::File`].
+pub(crate) trait At<T> {
+    /// `what` is a verb: "read", "write".
+    fn at(self, what: &'static str, path: impl AsRef<Path>) -> Result<T, Error>;
+}
+
+impl<T> At<T> for io::Result<T> {
+    fn at(self, what: &'static str, path: impl AsRef<Path>) -> Result<T, Error> {
+        self.map_err(|source| Error::File { what, path: path.as_ref().into(), source })
+    }
+}
+
+pub(crate) fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> Error {
+    Error::Refused { problem: problem.into(), remedy: remedy.into() }
+}
+
+pub(crate) fn content(path: impl AsRef<Path>, problem: impl Into<String>) -> Error {
+    Error::Content { path: path.as_ref().into(), problem: problem.into() }
+}

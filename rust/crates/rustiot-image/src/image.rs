@@ -1,0 +1,264 @@
+//! One release of the OS for one board: root, initramfs, boot image. What `rustiot image build` calls.
+
+use crate::base::{Base, write_json};
+use crate::cache::{Key, stage};
+use crate::context::{Context, Progress};
+use crate::error::{At, Error, refused};
+use crate::initramfs::{self, Init};
+use crate::programs::{self, Programs};
+use crate::root::{self, Inputs, Verity};
+use crate::toolbox::Toolbox;
+use crate::{boot, root::PackageSize};
+use rustiot_board::{Board, Kernel, Layout, Size};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Name of the board: a file in `conf/boards`.
+    pub board: String,
+    /// Version of the release (semver).
+    pub version: String,
+    /// The oldest version that a device with this release may go back to.
+    pub floor: Option<String>,
+    /// Public certificates that bundles are checked against; baked into the root.
+    pub keyring: PathBuf,
+    /// For development and tests: guest agent, a root shell on the serial console, fault injection in init.
+    pub dev: bool,
+    /// A directory that is laid over the finished root.
+    pub overlay: Option<PathBuf>,
+    /// Words after the board's own on the kernel's command line.
+    pub cmdline: Vec<String>,
+    /// What runs as `/init`.
+    pub init: Init,
+}
+
+impl Request {
+    /// A plain development build of `board`.
+    pub fn new(board: impl Into<String>, version: impl Into<String>, keyring: impl Into<PathBuf>) -> Self {
+        Request {
+            board: board.into(),
+            version: version.into(),
+            floor: None,
+            keyring: keyring.into(),
+            dev: true,
+            overlay: None,
+            cmdline: Vec::new(),
+            init: Init::Built,
+        }
+    }
+}
+
+/// A release on disk. The paths lie in the cache: read them, never write them.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The board.
+    pub board: Board,
+    /// The disk layout.
+    pub layout: Layout,
+    /// Version of the release.
+    pub version: String,
+    /// The content of a boot partition: a FAT with the UKI, or a FIT.
+    pub boot: PathBuf,
+    /// The content of a root partition: erofs and verity tree.
+    pub root: PathBuf,
+    /// How the root is checked.
+    pub verity: Verity,
+    /// The initramfs, as it is in `boot`.
+    pub initramfs: PathBuf,
+    /// The kernel, as it is in `boot`.
+    pub kernel: PathBuf,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// The device's programs.
+    pub programs: Programs,
+    /// Sizes of the parts.
+    pub sizes: Sizes,
+    /// JSON list of [`PackageSize`], largest first.
+    pub packages: PathBuf,
+}
+
+/// Sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Root image with its verity tree.
+    pub root: u64,
+    /// Boot image.
+    pub boot: u64,
+    /// Initramfs, uncompressed.
+    pub initramfs: u64,
+    /// Multi-call binary.
+    pub device_binary: u64,
+    /// `rustiot-init`.
+    pub init: u64,
+}
+
+impl Image {
+    /// What the root consists of, largest first.
+    ///
+    /// # Errors
+    /// The cache was removed meanwhile.
+    pub fn package_sizes(&self) -> Result<Vec<PackageSize>, Error> {
+        crate::base::read_json(&self.packages)
+    }
+}
+
+/// Builds a release. Everything is kept in the cache: the second build of the same takes a moment.
+///
+/// # Errors
+/// The board is unknown or its file wrong, a step fails, or a part is over its budget.
+pub fn build(
+    ctx: &Context,
+    toolbox: &Toolbox,
+    request: &Request,
+    progress: &dyn Progress,
+) -> Result<Image, Error> {
+    let board = board(ctx, &request.board)?;
+    let layout = Layout::load(&ctx.conf("layout.toml"))?;
+    check_version(&request.version)?;
+    let programs = programs::build(ctx, toolbox, board.arch, progress)?;
+    let device_binary = budget(
+        "device programs",
+        &programs.device,
+        board.sizes.device_binary,
+        "sizes.device_binary",
+        &board,
+    )?;
+    let init_size = budget("rustiot-init", &programs.init, board.sizes.init, "sizes.init", &board)?;
+    let base = Base::ensure(ctx, toolbox, board.arch, request.dev, progress)?;
+    let inputs = Inputs { ctx, toolbox, base: &base, programs: &programs, board: &board, request };
+    let root = inputs.ensure(progress)?;
+    let root_size = root::check_size(&root, board.sizes.root, &board.name)?;
+
+    let kernel_words = Kernel::load(&ctx.conf("kernel.toml"))?.cmdline;
+    let cmdline = [&kernel_words[..], &board.boot.cmdline, &request.cmdline].concat().join(" ");
+    let init = match &request.init {
+        Init::Built => Some(programs.init.clone()),
+        Init::Other(path) => Some(path.clone()),
+        Init::Missing => None,
+    };
+    let mut key = Key::new("boot 1")
+        .bytes(&base.key()?)
+        .text(&toolbox.root().to_string_lossy())
+        .text(&root.verity.root_hash)
+        .text(&cmdline)
+        .text(&request.version)
+        .text(if request.dev { "dev" } else { "" })
+        .file(&ctx.conf("boards").join(format!("{}.toml", board.name)))?;
+    key = match &init {
+        Some(path) => key.file(path)?,
+        None => key.text("no init"),
+    };
+    key = boot::key(ctx, toolbox, &board, key)?;
+    let title = format!("boot image {} ({})", request.version, board.name);
+    let dir = stage(ctx, progress, ("boot", &title), &key.finish(), |work| {
+        let scratch = work.join("scratch");
+        std::fs::create_dir(&scratch).at("create", &scratch)?;
+        let initramfs =
+            initramfs::build(toolbox, &base, &board, init.as_deref(), &root.verity, request.dev, &scratch)?;
+        let path = work.join("initramfs.cpio");
+        crate::cache::write(&path, initramfs)?;
+        let parts = boot::Parts {
+            kernel: &base.kernel(),
+            initramfs: &path,
+            cmdline: &cmdline,
+            version: &request.version,
+        };
+        boot::build(ctx, toolbox, &board, &parts, &scratch, &work.join("boot.img"))?;
+        crate::cache::remove(&scratch)
+    })?;
+    let initramfs = dir.join("initramfs.cpio");
+    let boot = dir.join("boot.img");
+    let sizes = Sizes {
+        root: root_size,
+        boot: budget("boot image", &boot, board.sizes.boot, "sizes.boot", &board)?,
+        initramfs: budget("initramfs", &initramfs, board.sizes.initramfs, "sizes.initramfs", &board)?,
+        device_binary,
+        init: init_size,
+    };
+    Ok(Image {
+        kernel: base.kernel(),
+        version: request.version.clone(),
+        verity: root.verity,
+        root: root.image,
+        packages: root.sizes,
+        board,
+        layout,
+        boot,
+        initramfs,
+        cmdline,
+        programs,
+        sizes,
+    })
+}
+
+/// Reads the file of the board `name`.
+///
+/// # Errors
+/// There is no such board, naming those that are, or its file is wrong.
+pub fn board(ctx: &Context, name: &str) -> Result<Board, Error> {
+    let known = boards(ctx)?;
+    if !known.iter().any(|k| k == name) {
+        return Err(refused(
+            format!("there is no board `{name}`"),
+            format!("choose one of: {}", known.join(", ")),
+        ));
+    }
+    Ok(Board::load(&ctx.conf("boards").join(format!("{name}.toml")))?)
+}
+
+/// Names of the boards, sorted.
+///
+/// # Errors
+/// `conf/boards` cannot be read.
+pub fn boards(ctx: &Context) -> Result<Vec<String>, Error> {
+    let stem = |path: PathBuf| Some(path.file_name()?.to_str()?.strip_suffix(".toml")?.to_owned());
+    Ok(crate::cache::sorted(&ctx.conf("boards"))?.into_iter().filter_map(|(_, p)| stem(p)).collect())
+}
+
+/// Versions go into file names, manifests and the boot menu: semver and nothing else.
+fn check_version(version: &str) -> Result<(), Error> {
+    semver::Version::parse(version)
+        .map(|_| ())
+        .map_err(|e| refused(format!("`{version}` is no version: {e}"), "write it like 1.4.0 or 1.4.0-rc.1"))
+}
+
+fn budget(what: &str, file: &Path, limit: Size, key: &str, board: &Board) -> Result<u64, Error> {
+    let bytes = std::fs::metadata(file).at("read", file)?.len();
+    if bytes <= limit.bytes() {
+        return Ok(bytes);
+    }
+    Err(Error::TooLarge {
+        what: what.into(),
+        size: Size::from_bytes(bytes),
+        limit_name: "its budget".into(),
+        limit,
+        remedy: format!("shrink it, or raise {key} in conf/boards/{}.toml and say why", board.name),
+    })
+}
+
+/// Writes what the image is made of, for people and scripts, to `path`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_manifest(image: &Image, path: &Path) -> Result<(), Error> {
+    #[derive(Serialize)]
+    struct Manifest<'a> {
+        board: &'a str,
+        version: &'a str,
+        compatible: &'a str,
+        cmdline: &'a str,
+        root_hash: &'a str,
+        sizes: Sizes,
+    }
+    let manifest = Manifest {
+        board: &image.board.name,
+        version: &image.version,
+        compatible: &image.board.compatible,
+        cmdline: &image.cmdline,
+        root_hash: &image.verity.root_hash,
+        sizes: image.sizes,
+    };
+    write_json(path, &manifest)
+}

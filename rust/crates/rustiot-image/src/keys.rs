@@ -1,0 +1,172 @@
+//! Keys for signing releases and for logging in to development devices. A development CA is made on the spot and never
+//! leaves its directory; a production one is named by its files or PKCS#11 URIs ([`Signer`]).
+
+use crate::error::{At, Error, refused};
+use crate::toolbox::Toolbox;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Who signs a bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signer {
+    /// Certificate: a file or a PKCS#11 URI.
+    pub cert: String,
+    /// Private key: a file or a PKCS#11 URI.
+    pub key: String,
+    /// Certificates between it and the CA, as files.
+    pub intermediates: Vec<PathBuf>,
+    /// What devices check bundles against: the CA's certificate.
+    pub keyring: PathBuf,
+}
+
+/// A pair of keys to log in with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshKey {
+    /// For `ssh -i`.
+    pub private: PathBuf,
+    /// One line for `rustiot.toml`.
+    pub public: String,
+}
+
+/// The development CA in `dir`: made if the directory is empty or missing, used if it is complete.
+///
+/// # Errors
+/// The directory holds a part of one, or something else: nothing is overwritten.
+pub fn development(toolbox: &Toolbox, dir: &Path) -> Result<Signer, Error> {
+    let signer = Signer {
+        cert: dir.join("dev-signing.cert.pem").to_string_lossy().into_owned(),
+        key: dir.join("dev-signing.key.pem").to_string_lossy().into_owned(),
+        intermediates: Vec::new(),
+        keyring: dir.join("dev-ca.cert.pem"),
+    };
+    let there = [PathBuf::from(&signer.cert), PathBuf::from(&signer.key), signer.keyring.clone()];
+    match there.iter().filter(|p| p.is_file()).count() {
+        3 => Ok(signer),
+        0 => create(toolbox, dir).map(|()| signer),
+        _ => Err(refused(
+            format!("{} holds part of a development CA", dir.display()),
+            "restore the missing file or move the directory away; devices trust the old CA until they are flashed again",
+        )),
+    }
+}
+
+/// Makes a new development CA in `dir`.
+///
+/// # Errors
+/// One is there already: it is never overwritten.
+pub fn create(toolbox: &Toolbox, dir: &Path) -> Result<(), Error> {
+    private_dir(dir)?;
+    for name in ["dev-ca.cert.pem", "dev-ca.key.pem", "dev-signing.cert.pem", "dev-signing.key.pem"] {
+        if dir.join(name).exists() {
+            return Err(refused(
+                format!("{} exists", dir.join(name).display()),
+                "choose another directory; a key that devices trust is never overwritten",
+            ));
+        }
+    }
+    // Made beside and moved in, so that an interrupted run leaves no half CA.
+    let toolbox = &toolbox.clone().with_path(dir);
+    let work = dir.join(".new");
+    crate::cache::remove(&work)?;
+    private_dir(&work)?;
+    let config = work.join("openssl.cnf");
+    crate::cache::write(&config, OPENSSL)?;
+    let at = |name: &str| work.join(name).to_string_lossy().into_owned();
+    let openssl = |args: &[&str]| toolbox.run("openssl", args).map(|_| ());
+    for name in ["dev-ca", "dev-signing"] {
+        openssl(&[
+            "genpkey",
+            "-algorithm",
+            "EC",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-out",
+            &at(&format!("{name}.key.pem")),
+        ])?;
+    }
+    openssl(&[
+        "req",
+        "-x509",
+        "-new",
+        "-config",
+        &at("openssl.cnf"),
+        "-extensions",
+        "ca",
+        "-subj",
+        "/O=RustIoT development/CN=RustIoT development CA",
+        "-days",
+        "3650",
+        "-key",
+        &at("dev-ca.key.pem"),
+        "-out",
+        &at("dev-ca.cert.pem"),
+    ])?;
+    openssl(&[
+        "req",
+        "-new",
+        "-config",
+        &at("openssl.cnf"),
+        "-subj",
+        "/O=RustIoT development/CN=RustIoT development signing",
+        "-key",
+        &at("dev-signing.key.pem"),
+        "-out",
+        &at("dev-signing.csr"),
+    ])?;
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        &at("dev-signing.csr"),
+        "-CA",
+        &at("dev-ca.cert.pem"),
+        "-CAkey",
+        &at("dev-ca.key.pem"),
+        "-days",
+        "3650",
+        "-extfile",
+        &at("openssl.cnf"),
+        "-extensions",
+        "signing",
+        "-out",
+        &at("dev-signing.cert.pem"),
+    ])?;
+    // The certificate of the CA comes last: with it the set is complete.
+    for name in ["dev-ca.key.pem", "dev-signing.key.pem", "dev-signing.cert.pem", "dev-ca.cert.pem"] {
+        let from = work.join(name);
+        let mode = if name.ends_with(".key.pem") { 0o600 } else { 0o644 };
+        fs::set_permissions(&from, fs::Permissions::from_mode(mode)).at("set the mode of", &from)?;
+        fs::hard_link(&from, dir.join(name)).at("move into place", dir.join(name))?;
+    }
+    crate::cache::remove(&work)
+}
+
+const OPENSSL: &str = "[req]\ndistinguished_name = dn\n[dn]\n\
+    [ca]\nbasicConstraints = critical,CA:true,pathlen:1\nkeyUsage = critical,keyCertSign,cRLSign\n\
+    subjectKeyIdentifier = hash\n\
+    [signing]\nbasicConstraints = critical,CA:false\nkeyUsage = critical,digitalSignature\n\
+    extendedKeyUsage = critical,codeSigning\nsubjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid\n";
+
+/// The key to log in to development devices with, in `dir`; made if missing.
+///
+/// # Errors
+/// `ssh-keygen` fails or the directory cannot be written.
+pub fn ssh_key(toolbox: &Toolbox, dir: &Path) -> Result<SshKey, Error> {
+    let private = dir.join("dev-ssh");
+    let public = dir.join("dev-ssh.pub");
+    if !private.is_file() || !public.is_file() {
+        private_dir(dir)?;
+        crate::cache::remove(&private)?;
+        let path = private.to_string_lossy();
+        let args = ["-q", "-t", "ed25519", "-N", "", "-C", "rustiot-development", "-f", &path];
+        toolbox.clone().with_path(dir).run("ssh-keygen", args)?;
+    }
+    let line = fs::read_to_string(&public).at("read", &public)?;
+    Ok(SshKey { private, public: line.trim().to_owned() })
+}
+
+fn private_dir(dir: &Path) -> Result<(), Error> {
+    fs::create_dir_all(dir).at("create", dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).at("set the mode of", dir)
+}

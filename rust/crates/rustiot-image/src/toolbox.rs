@@ -1,0 +1,162 @@
+//! The toolbox: a Debian chroot with every program that a build, a test or a simulated machine needs, so that the
+//! workstation needs hardly any and all of us run the same versions. Commands see the workstation's `/proc`, `/dev`,
+//! `/sys`, `/tmp`, the repository, the cache and the directory they were started in, in a mount namespace of their
+//! own: nothing stays mounted when they end. It is no jail, it runs as root.
+
+use crate::apt::Mirror;
+use crate::cache::{Key, stage};
+use crate::context::{Context, Progress};
+use crate::error::{At, Error};
+use crate::packages::Packages;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Enters the toolbox: `sh -c ENTER name ROOT COUNT bind… program argument…`. Ends in `exec`, so that the process that
+/// was spawned becomes the program.
+const ENTER: &str = r#"set -e
+root=$1; count=$2; shift 2
+cwd=$(pwd -P)
+for dir in /proc /dev /sys; do mount --rbind "$dir" "$root$dir"; done
+while [ "$count" -gt 0 ]; do
+  mkdir -p "$root$1"; mount --bind "$1" "$root$1"; count=$((count-1)); shift
+done
+[ -e "$root$cwd" ] && mountpoint -q "$root$cwd" || { mkdir -p "$root$cwd"; mount --bind "$cwd" "$root$cwd"; }
+for file in /etc/resolv.conf /etc/hosts; do
+  if [ -f "$file" ] && [ -f "$root$file" ]; then mount --bind "$(readlink -f "$file")" "$root$file"; fi
+done
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="${HOME:-/root}" TERM="${TERM:-dumb}" LC_ALL=C.UTF-8 TZ=UTC \
+  chroot "$root" env -C "$cwd" "$@"
+"#;
+
+/// A toolbox that is ready.
+#[derive(Clone, Debug)]
+pub struct Toolbox {
+    root: PathBuf,
+    binds: Vec<PathBuf>,
+}
+
+impl Toolbox {
+    /// The toolbox of this repository, built if the cache has none (about a minute and 1.7 GB).
+    ///
+    /// # Errors
+    /// No mirror is known, `mmdebstrap` is missing or fails, or the cache cannot be written.
+    pub fn ensure(ctx: &Context, progress: &dyn Progress) -> Result<Self, Error> {
+        let packages = Packages::load(&ctx.conf("lab/packages.toml"))?;
+        let key = Key::new("toolbox 1").text(&packages.suite).text(&packages.toolbox.packages.join(","));
+        let title = ("toolbox", "toolbox (Debian chroot with all tools)");
+        let dir = stage(ctx, progress, title, &key.finish(), |work| create(&packages, work, progress))?;
+        Ok(Toolbox {
+            root: dir.join("root"),
+            binds: vec![PathBuf::from("/tmp"), ctx.repo().into(), ctx.cache().into()],
+        })
+    }
+
+    /// Lets commands see `path` too, at its own place.
+    #[must_use]
+    pub fn with_path(mut self, path: &Path) -> Self {
+        self.binds.push(path.into());
+        self
+    }
+
+    /// The chroot's root directory. Only for reading.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A command that runs `program` in the toolbox in the same current directory. Its environment is a fixed small
+    /// one: pass variables by running `env NAME=value program`. The spawned process becomes the program itself.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--", "/bin/sh", "-c", ENTER, "toolbox"]);
+        command.arg(&self.root).arg(self.binds.len().to_string()).args(&self.binds).arg(program);
+        command
+    }
+
+    /// Runs `program` to its end; its output only matters when it fails.
+    pub(crate) fn run<I, S>(&self, program: &str, args: I) -> Result<String, Error>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        output(program, self.command(program).args(args))
+    }
+
+    /// As [`Toolbox::run`], with the clock of reproducible builds.
+    pub(crate) fn run_at<I, S>(&self, epoch: u64, program: &str, args: I) -> Result<String, Error>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        output(program, self.command("env").arg(format!("SOURCE_DATE_EPOCH={epoch}")).arg(program).args(args))
+    }
+}
+
+fn create(packages: &Packages, work: &Path, progress: &dyn Progress) -> Result<(), Error> {
+    let mirror = Mirror::discover(Path::new("/etc/apt"))?;
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--variant=apt", "--mode=root", "--architectures=amd64,arm64"]);
+    for excluded in ["doc", "man", "locale"] {
+        command.arg(format!("--dpkgopt=path-exclude=/usr/share/{excluded}/*"));
+    }
+    command.arg("--aptopt=APT::Install-Recommends \"false\"");
+    command.arg(format!("--include={}", packages.toolbox.packages.join(",")));
+    command.arg(&packages.suite).arg(work.join("root")).args(mirror.lines(&packages.suite));
+    watched("mmdebstrap", &mut command, progress)?;
+    // The mount points for the workstation's own files.
+    for file in ["resolv.conf", "hosts"] {
+        let path = work.join("root/etc").join(file);
+        if std::fs::symlink_metadata(&path).is_err() {
+            crate::cache::write(&path, "")?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs a command to its end and returns its standard output.
+pub(crate) fn output(program: &str, command: &mut Command) -> Result<String, Error> {
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| Error::Start { program: program.into(), source })?;
+    if out.status.success() {
+        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+    }
+    let said = [out.stdout, out.stderr].concat();
+    Err(Error::Program {
+        program: program.into(),
+        status: out.status,
+        output: tail(&String::from_utf8_lossy(&said)),
+    })
+}
+
+/// Runs a command that takes long, passing on each line of its standard error.
+pub(crate) fn watched(program: &str, command: &mut Command, progress: &dyn Progress) -> Result<(), Error> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| Error::Start { program: program.into(), source })?;
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line);
+            progress.line(&line);
+            said.push_str(&line);
+            said.push('\n');
+        }
+    }
+    let status = child.wait().at("wait for", program)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Program { program: program.into(), status, output: tail(&said) })
+}
+
+/// The last lines, for an error message.
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n")
+}
