@@ -144,6 +144,9 @@ type Step = Result<(Record, Vec<Effect>), Refused>;
 pub fn step(record: &Record, event: Event) -> Step {
     let mut next = record.clone();
     let mut effects = Vec::new();
+    if !matches!(event, Event::Booted { .. }) {
+        passing_through(record)?;
+    }
     match event {
         Event::Booted { slot, boot_id, reset, pstore_tail } => {
             effects = booted(&mut next, slot, &boot_id, reset, &pstore_tail);
@@ -196,6 +199,16 @@ fn running<'a>(record: &'a mut Record, boot_id: &str) -> Result<&'a mut BootEntr
         Some(boot) if boot.boot_id == boot_id => Ok(boot),
         Some(boot) => refuse(format!("boot {boot_id} is not the running one ({})", boot.boot_id)),
         None => refuse("no boot was recorded yet"),
+    }
+}
+
+/// A boot that only leads into the other slot does nothing else.
+fn passing_through(record: &Record) -> Result<(), Refused> {
+    match record.last_boot() {
+        Some(boot) if boot.kind == BootKind::Redirect => {
+            refuse(format!("this boot of slot {} only leads to slot {}", boot.slot, !boot.slot))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -341,6 +354,8 @@ fn settle_phase(
     let started = matches!(record.phase, Phase::Trial { .. });
     let verdict = match (gate, reset) {
         (Gate::Failed { reason, log }, _) => Some((format!("unhealthy: {reason}"), log)),
+        // A root that nobody mounted yet cannot be it: that was the committed slot's, and is judged there.
+        (_, ResetReason::Verity) if !started => None,
         (_, ResetReason::Verity) => {
             Some(("the new root is corrupt (dm-verity)".to_owned(), pstore_tail.to_vec()))
         }
@@ -535,15 +550,23 @@ fn root_unusable(record: &mut Record, reason: &str) -> Result<Vec<Effect>, Refus
         *gate = Gate::Failed { reason: clip(&why), log: Vec::new() };
         return Ok(vec![Effect::Reboot { reason: why }]);
     }
+    // Rescue on the other root is better than rescue without any; once.
+    let elsewhere =
+        !known && remembered && !record.is_unusable(!slot) && *record.slot(!slot) != SlotState::Invalid;
     let decision = if record.rescue.is_some() {
-        // Rescue on the other root is better than rescue without any; once.
-        if !known && remembered && !record.is_unusable(!slot) && *record.slot(!slot) != SlotState::Invalid {
+        if elsewhere {
             Decision::Redirect(format!("{why}; trying rescue on slot {}", !slot))
         } else {
             Decision::Rescue(why)
         }
     } else if slot == record.committed && !known && remembered {
-        fall_back(record, &why)
+        match fall_back(record, &why) {
+            Decision::Rescue(reason) if elsewhere => {
+                enter_rescue(record, &reason);
+                Decision::Redirect(format!("{why}; trying rescue on slot {}", !slot))
+            }
+            decision => decision,
+        }
     } else if let (Phase::LateFallback { from, reason, .. }, true) = (record.phase.clone(), remembered) {
         record.phase = Phase::Idle;
         enter_rescue(record, &format!("{reason}; {why}"));
@@ -567,15 +590,16 @@ fn root_unusable(record: &mut Record, reason: &str) -> Result<Vec<Effect>, Refus
 
 fn retry(record: &mut Record) -> Result<Effect, Refused> {
     let slot = running_slot(record)?;
-    if record.rescue.is_none() {
+    if !record.last_boot().is_some_and(|boot| boot.kind == BootKind::Rescue) {
         return refuse("not in rescue");
     }
     another_chance(record);
     let number_of_boots = record.boots.len();
+    let other_bootable = record.slot(!slot).bootable();
     if let Some(boot) = record.boots.last_mut() {
         // Rescue on the other slot goes back to the committed one. Where nothing is remembered of earlier boots, the
         // other slot gets its chance too.
-        let over = slot != record.committed || number_of_boots == 1;
+        let over = slot != record.committed || (number_of_boots == 1 && other_bootable);
         boot.kind = if over { BootKind::Redirect } else { BootKind::Rescue };
         boot.clean = true;
     }
@@ -648,6 +672,10 @@ fn write_started(record: &mut Record, slot: Slot) -> Result<(), Refused> {
             record.set_unusable(slot, false);
             // Only in rescue on the other slot: the default must not name what is about to be overwritten.
             record.committed = !slot;
+            if *record.slot(!slot) == SlotState::Invalid {
+                // It cannot be half written, for it runs; but that is all that is known of it.
+                *record.slot_mut(!slot) = SlotState::Bad { reason: "its write never ended".to_owned() };
+            }
             Ok(())
         }
         phase => refuse(format!("nothing was announced for slot {slot} (phase {})", phase.name())),
