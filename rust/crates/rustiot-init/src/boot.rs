@@ -11,6 +11,7 @@ use std::{
 
 use nix::{errno::Errno, mount::MsFlags};
 use rustiot_boot::{BootKind, Effect, Event, Record, ResetReason, Slot};
+use rustiot_slots::Applied;
 
 use crate::{
     cmdline::{self, Cmdline, Fault},
@@ -49,15 +50,18 @@ pub trait Policy {
     /// What is remembered, as of the last event.
     fn record(&self) -> &Record;
 
+    /// What was wrong with ledger or loader when they were opened, and stopped nothing.
+    fn notes(&self) -> &[String];
+
     /// Tells what happened. The loader's effects have been run when this returns, and the new record is durable.
     ///
     /// # Errors
-    /// Why it could not be decided or remembered, for people.
-    fn tell(&mut self, event: Event) -> Result<Vec<Effect>, String>;
+    /// Why it could not be decided, remembered or told to the loader, for people.
+    fn tell(&mut self, event: Event) -> Result<Applied, String>;
 }
 
 /// Opens the policy once the disk is known; the flag says whether the state partition is mounted.
-pub type OpenPolicy<'a> = dyn FnMut(&Located, bool) -> Result<Box<dyn Policy>, String> + 'a;
+pub type OpenPolicy<'a> = dyn FnMut(&InitConfig, &Located, bool) -> Result<Box<dyn Policy>, String> + 'a;
 
 /// How the boot goes on.
 #[derive(Debug)]
@@ -110,6 +114,8 @@ pub struct Facts {
     pub crash: Crash,
     /// The `state` partition is mounted, so what the policy decides is remembered.
     pub remembers: bool,
+    /// The boot loader's selection had been lost and was put right.
+    pub loader_repaired: bool,
 }
 
 impl<'a> Boot<'a> {
@@ -141,18 +147,18 @@ impl<'a> Boot<'a> {
     }
 
     /// Boots.
-    pub fn run(&mut self, now_ms: fn() -> u64, open_policy: &mut OpenPolicy) -> Outcome {
-        match self.try_run(now_ms, open_policy) {
+    pub fn run(&mut self, open_policy: &mut OpenPolicy) -> Outcome {
+        match self.try_run(open_policy) {
             Ok(outcome) => outcome,
             Err(reason) => Outcome::Rescue { reason },
         }
     }
 
-    fn try_run(&mut self, now_ms: fn() -> u64, open_policy: &mut OpenPolicy) -> Result<Outcome, String> {
+    fn try_run(&mut self, open_policy: &mut OpenPolicy) -> Result<Outcome, String> {
         self.base_mounts();
         let config = self.read("rustiot/init.json")?;
         let config = InitConfig::parse(&config).map_err(|error| chain(&error))?;
-        self.modules(&config, now_ms);
+        self.modules(&config);
         self.config = Some(config.clone());
 
         let cmdline = fs::read_to_string(self.root.join("proc/cmdline")).unwrap_or_default();
@@ -168,8 +174,13 @@ impl<'a> Boot<'a> {
         self.facts.remembers = state == MountState::Mounted;
         self.step(0);
 
-        match open_policy(&located, self.facts.remembers) {
-            Ok(policy) => self.policy = Some(policy),
+        match open_policy(&config, &located, self.facts.remembers) {
+            Ok(policy) => {
+                for note in policy.notes() {
+                    self.note(note.clone());
+                }
+                self.policy = Some(policy);
+            }
             Err(error) => self.note(format!("boot ledger: {error}")),
         }
         let (kind, rescue) = match self.booted(&located) {
@@ -227,7 +238,7 @@ impl<'a> Boot<'a> {
             timings_ms: Timings { exec: self.exec_ms, switch_root: 0 },
             rescue,
             messages: Vec::new(),
-            loader_repaired: record.is_some_and(|record| record.selector_repaired),
+            loader_repaired: self.facts.loader_repaired,
         }
     }
 
@@ -296,11 +307,11 @@ impl<'a> Boot<'a> {
     }
 
     /// Loads the modules in order and opens the watchdog as soon as its driver is there.
-    fn modules(&mut self, config: &InitConfig, now_ms: fn() -> u64) {
-        self.try_watchdog(config, now_ms);
+    fn modules(&mut self, config: &InitConfig) {
+        self.try_watchdog(config);
         for module in &config.modules {
             self.load_module(config, module);
-            self.try_watchdog(config, now_ms);
+            self.try_watchdog(config);
         }
         if let (Some(watchdog), false) = (&config.watchdog, self.watchdog.is_open()) {
             self.note(format!("watchdog: no {}", watchdog.device));
@@ -313,17 +324,19 @@ impl<'a> Boot<'a> {
             _ => String::new(),
         };
         let path = self.path(module.trim_start_matches('/'));
-        if let Err(errno) = self.sys.load_module(&path, &params) {
-            self.note(format!("module {module}: {errno}"));
+        match self.sys.load_module(&path, &params) {
+            // ENODEV: a driver whose hardware this machine does not have
+            Ok(()) | Err(Errno::ENODEV) => {}
+            Err(errno) => self.note(format!("module {module}: {errno}")),
         }
     }
 
-    fn try_watchdog(&mut self, config: &InitConfig, now_ms: fn() -> u64) {
+    fn try_watchdog(&mut self, config: &InitConfig) {
         let Some(wanted) = config.watchdog.as_ref().filter(|_| !self.watchdog.is_open()) else { return };
         match Watchdog::open(self.sys, self.root, wanted, self.exec_ms) {
             Ok(watchdog) => {
                 self.watchdog = watchdog;
-                if let Err(error) = self.watchdog.start(now_ms) {
+                if let Err(error) = self.watchdog.start(self.sys) {
                     self.note(format!("watchdog thread: {error}"));
                 }
                 self.step(0);
@@ -354,13 +367,13 @@ impl<'a> Boot<'a> {
             LoaderKind::Uefi => cmdline::uuid_variable(&self.read(LOADER_VARIABLE)?)
                 .ok_or("UEFI variable LoaderDevicePartUUID holds no UUID")?,
             LoaderKind::Uboot => {
-                cmdline.boot.clone().ok_or("no rustiot.boot=<PARTUUID> on the kernel command line")?
+                cmdline.boot.ok_or("no rustiot.boot=<PARTUUID> on the kernel command line")?
             }
         };
         self.step(DISK_WAIT_MS);
         let give_up = self.sys.now_ms().saturating_add(DISK_WAIT_MS);
         loop {
-            let found = disk::locate(self.root, &boot);
+            let found = disk::locate(self.root, boot);
             if let Ok(Some(located)) = found {
                 self.step(0);
                 return Ok(located);
@@ -406,17 +419,26 @@ impl<'a> Boot<'a> {
             reset,
             pstore_tail: crash.tail(),
         };
-        let told = self.policy.as_mut().map_or(Ok(Vec::new()), |policy| policy.tell(event));
-        let remembered = self.facts.remembers && told.is_ok() && self.policy.is_some();
+        let told = self.policy.as_mut().map(|policy| policy.tell(event));
+        let known = self.policy.as_ref().and_then(|policy| policy.record().last_boot());
+        let known = known.filter(|boot| boot.boot_id == self.facts.boot_id).map(|boot| boot.kind);
         let go = match told {
-            Ok(effects) => Go::from_effects(effects),
-            // what cannot be remembered cannot be committed either: a trial that runs on ends in the old slot
-            Err(error) => {
-                self.note(format!("boot ledger: {error}"));
-                Go::On(BootKind::Normal)
+            Some(Ok(applied)) => {
+                self.facts.loader_repaired = applied.default_changed;
+                Go::from_effects(applied.effects)
             }
+            Some(Err(error)) => {
+                self.note(format!("boot ledger: {error}"));
+                Go::On(match known {
+                    // remembered, but the loader could not be told
+                    Some(kind @ (BootKind::Trial | BootKind::LateFallback)) => kind,
+                    // what is not remembered is not committed either: a trial that runs on ends in the old slot
+                    _ => BootKind::Normal,
+                })
+            }
+            None => Go::On(BootKind::Normal),
         };
-        if remembered && !crash.is_empty() {
+        if self.facts.remembers && known.is_some() && !crash.is_empty() {
             let record = self.policy.as_ref().map(|policy| policy.record());
             let number = record.and_then(Record::last_boot).map_or(0, |boot| boot.number);
             match keep_crash(&self.path("state/pstore"), number, &crash.text) {
@@ -458,7 +480,8 @@ impl<'a> Boot<'a> {
     fn root_unusable(&mut self, reason: String) -> Outcome {
         self.sys.say(&format!("root unusable: {reason}"));
         let event = Event::RootUnusable { reason: reason.clone() };
-        let told = self.policy.as_mut().map_or(Ok(Vec::new()), |policy| policy.tell(event));
+        let told = self.policy.as_mut().map(|policy| policy.tell(event)).transpose();
+        let told = told.map(|applied| applied.map_or(Vec::new(), |applied| applied.effects));
         match told.map(|effects| self.with_memory_only(Go::from_effects(effects))) {
             Ok(Go::Reboot(reason)) => Outcome::Reboot { reason },
             Ok(Go::Rescue(reason)) => Outcome::Rescue { reason },
@@ -598,3 +621,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 pub fn word<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default().trim_matches('"').to_string()
 }
+
+#[cfg(test)]
+mod tests;

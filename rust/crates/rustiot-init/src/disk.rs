@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustiot_boot::Slot;
+use rustiot_loader::{BootPartition, Guid};
 
 use crate::{
     files,
@@ -55,6 +56,8 @@ pub struct Located {
     pub disk: Disk,
     /// The slot.
     pub slot: Slot,
+    /// `boot-a` and `boot-b` as the table describes them, where it has both.
+    pub boot: Option<[BootPartition; 2]>,
 }
 
 /// All disks that have partitions, from `sysfs` (`/sys`). What cannot be read is not there (yet).
@@ -98,32 +101,37 @@ fn parse_uevent(uevent: &str, size: &str) -> Option<Partition> {
 ///
 /// # Errors
 /// [`LocateError`] when a disk that could be it has no sound table, or the partition is not a boot slot.
-pub fn locate(root: &Path, boot: &str) -> Result<Option<Located>, LocateError> {
+pub fn locate(root: &Path, boot: Guid) -> Result<Option<Located>, LocateError> {
     let mut unsound = None;
     for disk in scan(&root.join("sys")) {
         if disk.partition("boot-a").is_none() && disk.partition("boot-b").is_none() {
             continue;
         }
-        let ids = match partition_ids(root, &disk.device) {
-            Ok(ids) => ids,
+        let table = match read_table(root, &disk.device) {
+            Ok(table) => table,
             Err(error) => {
                 unsound = Some(error);
                 continue;
             }
         };
-        let Some((number, _)) = ids.into_iter().find(|(_, id)| id == boot) else { continue };
-        let Some(partition) = disk.partitions.iter().find(|p| p.number == number) else { continue };
+        let Some(entry) = table.iter().find(|entry| entry.guid == boot) else { continue };
+        let Some(partition) = disk.partitions.iter().find(|p| p.number == entry.number) else { continue };
         let slot = match partition.label.as_str() {
             "boot-a" => Slot::A,
             "boot-b" => Slot::B,
             other => return Err(LocateError::NotASlot { label: other.to_string() }),
         };
-        return Ok(Some(Located { disk, slot }));
+        let entry = |label| {
+            let number = disk.partition(label)?.number;
+            table.iter().find(|entry| entry.number == number).copied()
+        };
+        let boot = entry("boot-a").zip(entry("boot-b")).map(|(a, b)| [a, b]);
+        return Ok(Some(Located { slot, boot, disk }));
     }
     unsound.map_or(Ok(None), Err)
 }
 
-fn partition_ids(root: &Path, device: &str) -> Result<Vec<gpt::PartitionId>, LocateError> {
+fn read_table(root: &Path, device: &str) -> Result<Vec<BootPartition>, LocateError> {
     let number = |file: PathBuf| {
         let text = fs::read_to_string(&file).map_err(|source| LocateError::Read { path: file, source })?;
         Ok(text.trim().parse::<u64>().unwrap_or(0))
@@ -137,7 +145,7 @@ fn partition_ids(root: &Path, device: &str) -> Result<Vec<gpt::PartitionId>, Loc
         let mut buffer = vec![0; length];
         disk.read_exact_at(&mut buffer, offset).map(|()| buffer)
     };
-    gpt::partition_ids(&mut read, bytes, sector)
+    gpt::partitions(&mut read, bytes, sector)
         .map_err(|source| LocateError::Table { device: device.to_string(), source })
 }
 
@@ -175,8 +183,8 @@ pub(crate) mod sample {
     use std::{fs, path::Path};
 
     /// Partition `n` has the unique id of sixteen bytes `n`.
-    pub fn id(n: u8) -> String {
-        crate::gpt::guid([n; 16])
+    pub fn id(n: u8) -> rustiot_loader::Guid {
+        rustiot_loader::Guid([n; 16])
     }
 
     /// A disk in a fake `/sys` and `/dev` below `root`, with one partition of `sectors` per label.
@@ -218,7 +226,7 @@ pub(crate) mod sample {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{sample::id, *};
 
     #[test]
     fn finds_slot_and_partitions_on_the_disk_that_booted_only() {
@@ -226,9 +234,10 @@ mod tests {
         let labels = ["config", "boot-a", "boot-b", "root-a", "root-b", "state"];
         sample::disk(root.path(), "sda", &["boot-a"], 8);
         sample::disk(root.path(), "vda", &labels, 2048);
-        let found = locate(root.path(), &sample::id(3)).unwrap().unwrap();
+        let found = locate(root.path(), id(3)).unwrap().unwrap();
         assert_eq!(found.slot, Slot::B);
         assert_eq!(found.disk.device, "vda");
+        assert_eq!(found.boot.unwrap().map(|entry| (entry.number, entry.guid)), [(2, id(2)), (3, id(3))]);
         let state = found.disk.partition("state").unwrap();
         assert_eq!((state.device.as_str(), state.devno.as_str(), state.bytes), ("vda6", "254:6", 1 << 20));
         assert_eq!(found.disk.partition("data"), None);
@@ -238,18 +247,18 @@ mod tests {
     fn waits_for_an_unknown_id_and_refuses_what_is_no_slot() {
         let root = tempfile::tempdir().unwrap();
         sample::disk(root.path(), "vda", &["config", "boot-a"], 8);
-        assert_eq!(locate(root.path(), &sample::id(9)).unwrap(), None);
-        let error = locate(root.path(), &sample::id(1)).unwrap_err();
+        assert_eq!(locate(root.path(), id(9)).unwrap(), None);
+        let error = locate(root.path(), id(1)).unwrap_err();
         assert_eq!(error.to_string(), "booted from partition \"config\", which is no boot slot");
     }
 
     #[test]
     fn ignores_disks_that_cannot_be_it() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(locate(root.path(), &sample::id(1)).unwrap(), None, "no /sys/class/block at all");
+        assert_eq!(locate(root.path(), id(1)).unwrap(), None, "no /sys/class/block at all");
         sample::disk(root.path(), "sda", &["something"], 8);
         fs::remove_file(root.path().join("dev/sda")).unwrap();
-        assert_eq!(locate(root.path(), &sample::id(1)).unwrap(), None);
+        assert_eq!(locate(root.path(), id(1)).unwrap(), None);
     }
 
     #[test]
@@ -257,6 +266,6 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         sample::disk(root.path(), "vda", &["boot-a"], 8);
         fs::File::create(root.path().join("dev/vda")).unwrap().set_len(64 * 512).unwrap();
-        assert!(matches!(locate(root.path(), &sample::id(1)), Err(LocateError::Table { .. })));
+        assert!(matches!(locate(root.path(), id(1)), Err(LocateError::Table { .. })));
     }
 }

@@ -217,6 +217,8 @@ mod tests {
     use crate::sys::fake::FakeSys;
     use proptest::prelude::*;
 
+    const LOAD: &str = "dm Load panic_on_corruption";
+
     fn verity() -> Verity {
         Verity {
             data_block_size: 4096,
@@ -290,16 +292,16 @@ mod tests {
             open_root(&mut sys, &verity(), &partition(1009), OnCorruption::Panic).unwrap(),
             "/dev/dm-0"
         );
-        assert_eq!(sys.take(), ["dm Create", "dm Load", "dm Resume"]);
+        assert_eq!(sys.take(), ["dm Create", LOAD, "dm Resume"]);
 
         sys.fail("dm Create", Errno::EBUSY);
         open_root(&mut sys, &verity(), &partition(1009), OnCorruption::Panic).unwrap();
-        assert_eq!(sys.take(), ["dm Create", "dm Remove", "dm Create", "dm Load", "dm Resume"]);
+        assert_eq!(sys.take(), ["dm Create", "dm Remove", "dm Create", LOAD, "dm Resume"]);
 
         sys.fail("dm Load", Errno::EINVAL);
         let error = open_root(&mut sys, &verity(), &partition(1009), OnCorruption::Panic).unwrap_err();
         assert!(matches!(error, DmError::Ioctl { command: Command::Load, source: Errno::EINVAL }));
-        assert_eq!(sys.take(), ["dm Create", "dm Load", "dm Remove"]);
+        assert_eq!(sys.take(), ["dm Create", LOAD, "dm Remove"]);
     }
 
     proptest! {

@@ -1,13 +1,13 @@
-//! The unique ids of GPT partitions. Kernels before 6.13 do not tell them in `uevent`, so the table is read here.
+//! Where GPT partitions lie and their unique ids. Kernels before 6.13 do not tell the ids in `uevent`, so the table is
+//! read here.
 //!
 //! Pure over a read function; the bytes are outside data, so every offset is checked. Never writes. Called by
 //! [`crate::disk`]. Source: UEFI specification 2.10, section 5.3.
 
+use rustiot_loader::{BootPartition, Guid};
+
 /// Most bytes of entries that are read: 128 entries of 128 bytes are usual.
 const MAX_TABLE: u64 = 256 * 1024;
-
-/// A partition's number (from 1, as `PARTN` in `uevent`) and its unique id in lower case.
-pub type PartitionId = (u32, String);
 
 /// Neither the first nor the last sector of the disk leads to a sound table.
 #[derive(Debug, thiserror::Error)]
@@ -20,18 +20,18 @@ pub struct GptError {
 /// Reads `length` bytes at `offset`.
 pub type ReadAt<'a> = dyn FnMut(u64, usize) -> std::io::Result<Vec<u8>> + 'a;
 
-/// The ids of all used partitions, from the primary table or, when that is unsound, from the backup. Sizes in
+/// All used partitions, from the primary table or, when that is unsound, from the backup. Sizes in
 /// bytes; `sector` is the logical block size.
 ///
 /// # Errors
 /// [`GptError`] says what is wrong with both.
-pub fn partition_ids(read: &mut ReadAt, disk_bytes: u64, sector: u64) -> Result<Vec<PartitionId>, GptError> {
+pub fn partitions(read: &mut ReadAt, disk_bytes: u64, sector: u64) -> Result<Vec<BootPartition>, GptError> {
     let last = disk_bytes.checked_div(sector).unwrap_or(0).saturating_sub(1);
     table_at(read, 1, sector)
         .or_else(|primary| table_at(read, last, sector).map_err(|backup| GptError { primary, backup }))
 }
 
-fn table_at(read: &mut ReadAt, lba: u64, sector: u64) -> Result<Vec<PartitionId>, String> {
+fn table_at(read: &mut ReadAt, lba: u64, sector: u64) -> Result<Vec<BootPartition>, String> {
     let mut at = |lba: u64, length: usize| {
         let offset = lba.checked_mul(sector).ok_or("position out of range")?;
         read(offset, length).map_err(|error| format!("cannot read byte {offset}: {error}"))
@@ -77,25 +77,24 @@ impl Header {
         })
     }
 
-    fn entries(&self, table: &[u8]) -> Result<Vec<PartitionId>, &'static str> {
+    fn entries(&self, table: &[u8]) -> Result<Vec<BootPartition>, &'static str> {
         if table.len() != self.table_bytes || crc32fast::hash(table) != self.table_crc {
             return Err("table checksum");
         }
         Ok((1u32..)
             .zip(table.chunks(self.entry_bytes))
             .filter(|(_, entry)| entry.get(..16).is_some_and(|kind| kind.iter().any(|b| *b != 0)))
-            .filter_map(|(number, entry)| Some((number, guid(entry.get(16..32)?.try_into().ok()?))))
+            .filter_map(|(number, entry)| {
+                let (start, last) = (u64_at(entry, 32)?, u64_at(entry, 40)?);
+                Some(BootPartition {
+                    number,
+                    start,
+                    blocks: last.checked_sub(start)?.checked_add(1)?,
+                    guid: Guid(entry.get(16..32)?.try_into().ok()?),
+                })
+            })
             .collect())
     }
-}
-
-/// The text form of a GUID on disk: the first three fields are little endian.
-#[must_use]
-pub fn guid(bytes: [u8; 16]) -> String {
-    let [a0, a1, a2, a3, b0, b1, c0, c1, d @ ..] = bytes;
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    let [d0, d1, e @ ..] = d;
-    format!("{}-{}-{}-{}-{}", hex(&[a3, a2, a1, a0]), hex(&[b1, b0]), hex(&[c1, c0]), hex(&[d0, d1]), hex(&e))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -115,6 +114,8 @@ pub(crate) mod sample {
         for (entry, id) in table.chunks_mut(128).zip(ids) {
             entry[..16].fill(0xaa);
             entry[16..32].copy_from_slice(id);
+            entry[32..40].copy_from_slice(&34u64.to_le_bytes());
+            entry[40..48].copy_from_slice(&41u64.to_le_bytes());
         }
         let mut disk = vec![0; 64 * 512];
         for (lba, entries) in [(1u64, 2u64), (63, 59)] {
@@ -144,19 +145,24 @@ mod tests {
     const ID: [u8; 16] = [0x33, 0x22, 0x11, 0x00, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 1, 2, 3, 4, 5, 6];
     const TEXT: &str = "00112233-4455-6677-8899-010203040506";
 
-    fn ids(disk: &[u8]) -> Result<Vec<PartitionId>, GptError> {
+    fn partition(number: u32, id: [u8; 16]) -> BootPartition {
+        BootPartition { number, start: 34, blocks: 8, guid: Guid(id) }
+    }
+
+    fn ids(disk: &[u8]) -> Result<Vec<BootPartition>, GptError> {
         let mut read = |offset: u64, length: usize| {
             let offset = usize::try_from(offset).map_err(std::io::Error::other)?;
             let end = offset.checked_add(length).ok_or_else(|| std::io::Error::other("range"))?;
             disk.get(offset..end).map(<[u8]>::to_vec).ok_or_else(|| std::io::Error::other("end"))
         };
-        partition_ids(&mut read, disk.len() as u64, 512)
+        partitions(&mut read, disk.len() as u64, 512)
     }
 
     #[test]
     fn reads_the_primary_table_and_the_backup_when_a_bit_flips() {
         let disk = sample::disk(&[ID, [9; 16]]);
-        let expected = vec![(1, TEXT.to_string()), (2, "09090909-0909-0909-0909-090909090909".into())];
+        let expected = vec![partition(1, ID), partition(2, [9; 16])];
+        assert_eq!(expected[0].guid.to_string(), TEXT);
         assert_eq!(ids(&disk).unwrap(), expected);
         for at in [512, 512 + 80, 1024 + 20] {
             let mut flipped = disk.clone();

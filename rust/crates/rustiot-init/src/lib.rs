@@ -16,6 +16,7 @@ pub mod gpt;
 pub mod handover;
 pub mod http;
 pub mod identity;
+pub mod policy;
 pub mod pstore;
 pub mod report;
 pub mod rescue;

@@ -151,10 +151,7 @@ impl Page<'_> {
                 out.push_str(&format!("\n{title}:\n{}\n", lines.join("\n")));
             }
         }
-        if let Some(ledger) = self.ledger {
-            let json = serde_json::to_string_pretty(ledger).unwrap_or_default();
-            out.push_str(&format!("\nboot ledger:\n{json}\n"));
-        }
+        out.push_str("\nThe boot ledger is in /status.json.\n");
         out
     }
 
@@ -226,10 +223,13 @@ impl Rescue<'_> {
 
     fn retry(&mut self) -> String {
         let effects = self.policy.as_mut().map(|policy| policy.tell(Event::Retry));
-        let reason = effects.and_then(Result::ok).into_iter().flatten().find_map(|effect| match effect {
-            Effect::Reboot { reason } => Some(reason),
-            _ => None,
-        });
+        let reason =
+            effects.and_then(Result::ok).into_iter().flat_map(|applied| applied.effects).find_map(|effect| {
+                match effect {
+                    Effect::Reboot { reason } => Some(reason),
+                    _ => None,
+                }
+            });
         reason.unwrap_or_else(|| "another try after rescue".to_string())
     }
 
@@ -461,7 +461,7 @@ mod tests {
             uptime_s: 5,
             retry_in_s: 6,
             pstore_tail: vec!["panic".into()],
-            kernel_log: vec!["line".into()],
+            kernel_log: vec!["[line]".into()],
             ledger: Some(&record),
         };
         let mut stream = Stream(io::Cursor::new(request.as_bytes().to_vec()), Vec::new());
@@ -472,19 +472,14 @@ mod tests {
     #[test]
     fn shows_reason_ledger_and_logs() {
         let text = ask("GET / HTTP/1.0\r\n\r\n");
-        for part in [
-            "both roots are broken",
-            "slot:        b",
-            "reset:       verity",
-            "panic",
-            "\"committed\": \"a\"",
-        ] {
+        for part in ["both roots are broken", "slot:        b", "reset:       verity", "panic", "[line]"] {
             assert!(text.contains(part), "{part} in {text}");
         }
         let json = ask("GET /status.json HTTP/1.0\r\n\r\n");
         let (_, body) = json.split_once("\r\n\r\n").unwrap();
         let value: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!((&value["slot"], &value["retry_in_s"]), (&"b".into(), &6.into()));
+        assert_eq!(value["ledger"]["committed"], "a");
         assert_eq!(ask("GET / HT"), "", "closed before it had asked");
         assert_eq!(ask(&format!("GET / HTTP/1.0\r\n{}", "x: y\r\n".repeat(100))), "", "too many pieces");
     }

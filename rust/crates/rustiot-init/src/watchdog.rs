@@ -14,7 +14,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use nix::errno::Errno;
@@ -75,20 +74,13 @@ impl Watchdog {
         Ok(Watchdog { open: Some(Arc::new(feeder)), card_reset, timeout_s })
     }
 
-    /// Starts the thread that feeds during a leave. It ends with the process, which is at `exec`.
+    /// Starts the thread that feeds during a leave.
     ///
     /// # Errors
     /// No thread can be made; leaves do not hold then.
-    pub fn start(&self, now_ms: fn() -> u64) -> std::io::Result<()> {
+    pub fn start(&self, sys: &mut dyn Sys) -> Result<(), Errno> {
         let Some(feeder) = self.open.clone() else { return Ok(()) };
-        let interval = Duration::from_secs(u64::from(self.timeout_s / 4).max(1));
-        std::thread::Builder::new().stack_size(64 * 1024).spawn(move || {
-            loop {
-                std::thread::sleep(interval);
-                feeder.feed_on_leave(now_ms());
-            }
-        })?;
-        Ok(())
+        sys.every((self.timeout_s / 4).max(1), Box::new(move |now_ms| feeder.feed_on_leave(now_ms)))
     }
 
     /// A step begins: feeds once, unless the deadline has passed, and asks for `leave_ms` more.

@@ -96,8 +96,13 @@ impl Sys for FakeSys {
         Ok(OpenWatchdog { file, timeout_s, card_reset: self.card_reset })
     }
 
-    fn device_mapper(&mut self, command: Command, _message: &mut [u8]) -> Result<(), Errno> {
-        self.call(format!("dm {command:?}"))
+    fn device_mapper(&mut self, command: Command, message: &mut [u8]) -> Result<(), Errno> {
+        let panics = message.windows(19).any(|part| part == b"panic_on_corruption");
+        self.call(format!("dm {command:?}{}", if panics { " panic_on_corruption" } else { "" }))
+    }
+
+    fn every(&mut self, interval_s: u32, _tick: Box<dyn FnMut(u64) + Send>) -> Result<(), Errno> {
+        self.call(format!("every {interval_s}"))
     }
 
     fn pause(&mut self, ms: u64) {

@@ -163,8 +163,37 @@ impl Sys for Linux {
         Errno::result(unsafe { libc::ioctl(control.as_raw_fd(), request, message.as_mut_ptr()) }).map(drop)
     }
 
+    fn every(&mut self, interval_s: u32, tick: Box<dyn FnMut(u64) + Send>) -> Result<(), Errno> {
+        let argument = Box::into_raw(Box::new(Ticker { interval_s, tick }));
+        let mut thread = 0;
+        // Not std::thread: its stack guard pulls scanf and strtod into the binary, 90 KB.
+        // SAFETY: `run_ticker` takes the pointer over as the Box that it came from; the attributes may be null.
+        let result =
+            unsafe { libc::pthread_create(&raw mut thread, std::ptr::null(), run_ticker, argument.cast()) };
+        if result == 0 {
+            return Ok(());
+        }
+        // SAFETY: no thread was made, so the Box is still ours alone.
+        drop(unsafe { Box::from_raw(argument) });
+        Err(Errno::from_raw(result))
+    }
+
     fn pause(&mut self, ms: u64) {
         std::thread::sleep(Duration::from_millis(ms));
+    }
+}
+
+struct Ticker {
+    interval_s: u32,
+    tick: Box<dyn FnMut(u64) + Send>,
+}
+
+extern "C" fn run_ticker(argument: *mut libc::c_void) -> *mut libc::c_void {
+    // SAFETY: `every` made this pointer from a Box and gave it to this thread only.
+    let mut ticker = unsafe { Box::from_raw(argument.cast::<Ticker>()) };
+    loop {
+        std::thread::sleep(Duration::from_secs(ticker.interval_s.into()));
+        (ticker.tick)(now_ms());
     }
 }
 

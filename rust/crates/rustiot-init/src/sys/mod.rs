@@ -72,6 +72,12 @@ pub trait Sys {
     /// The kernel's.
     fn device_mapper(&mut self, command: Command, message: &mut [u8]) -> Result<(), Errno>;
 
+    /// Runs `tick` with the present time every `interval_s` seconds, on a thread that ends with `exec`.
+    ///
+    /// # Errors
+    /// No thread can be made.
+    fn every(&mut self, interval_s: u32, tick: Box<dyn FnMut(u64) + Send>) -> Result<(), Errno>;
+
     /// Lets `ms` milliseconds pass while a device appears.
     fn pause(&mut self, ms: u64);
 }
