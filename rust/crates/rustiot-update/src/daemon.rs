@@ -1,0 +1,225 @@
+//! The process `rustiot-update`: the engine with the real RAUC, ledger, disk and machine, on the system bus.
+//!
+//! Only wiring. Started by `rustiot-update.service`; ends on SIGTERM, or with an error when the bus goes away (systemd
+//! starts it again, and it finds everything in the ledger).
+
+use std::io::Read;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use rustiot_boot::{Event, Record};
+use rustiot_config::{Settings, UpdateReboot};
+use rustiot_slots::{LoaderConfig, Paths, SlotShell, read_record};
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+
+use crate::dbus::{self, NAME, PATH, Update};
+use crate::disk::Partitions;
+use crate::engine::{Engine, Policy};
+use crate::failure::{Failure, Kind};
+use crate::ports::{Ledger, Machine};
+use crate::rauc::Rauc;
+use crate::reconcile::Here;
+use crate::status::Status;
+use crate::store::Store;
+
+/// Where the service keeps what it remembers.
+const STATE: &str = "/state/update";
+/// What the image says about itself.
+const RELEASE: &str = "/usr/lib/rustiot/release.json";
+/// What the image says about the board.
+const BOARD: &str = "/usr/lib/rustiot/board.toml";
+/// Where the status is shown to those without a bus.
+pub const STATUS_FILE: &str = "/run/rustiot/update.json";
+/// Time between the announcement of a restart and the restart.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// `release.json` as far as it matters here.
+#[derive(Debug, Deserialize)]
+struct ReleaseFile {
+    compatible: String,
+    #[serde(default)]
+    floor: Option<String>,
+}
+
+/// How this board's loader keeps its selector.
+///
+/// # Errors
+/// When `board.toml` of the image cannot be read.
+pub fn loader() -> anyhow::Result<LoaderConfig> {
+    let board = rustiot_board::Board::load(Path::new(BOARD))?;
+    let kind = board.boot.loader.name().parse().context(BOARD)?;
+    let mut config = LoaderConfig::on_device(kind);
+    if let (LoaderConfig::Uboot { layout, .. }, Some(uboot)) = (&mut config, &board.boot.uboot) {
+        layout.size = uboot.env_size.try_into().context(BOARD)?;
+        layout.offsets = uboot.env_offsets;
+    }
+    Ok(config)
+}
+
+/// The boot ledger of this device.
+#[derive(Debug)]
+struct Slots {
+    paths: Paths,
+    loader: LoaderConfig,
+}
+
+impl Slots {
+    fn open(&self) -> Result<SlotShell, Failure> {
+        SlotShell::open(self.paths.clone(), self.loader.clone().open()).map_err(|e| ledger_failure(&e))
+    }
+}
+
+impl Ledger for Slots {
+    fn record(&self) -> Result<Record, Failure> {
+        // Without the lock, since it is asked every few seconds. Where there is no ledger, the shell knows what runs.
+        match read_record(&self.paths.ledger).record {
+            Some(record) => Ok(record),
+            None => Ok(self.open()?.record().clone()),
+        }
+    }
+
+    fn apply(&self, event: Event) -> Result<(), Failure> {
+        self.open()?.apply(event).map(drop).map_err(|e| ledger_failure(&e))
+    }
+}
+
+fn ledger_failure(error: &rustiot_slots::Error) -> Failure {
+    match error {
+        rustiot_slots::Error::Refused(refused) => Failure::new(Kind::NotNow, refused.0.clone())
+            .hint("`rustiot slots` shows what the boot policy knows"),
+        rustiot_slots::Error::Busy { .. } => {
+            Failure::from_error(Kind::Busy, "the boot ledger is busy", error)
+        }
+        _ => Failure::from_error(Kind::State, "the boot ledger cannot be used", error)
+            .hint("is the state partition mounted and not full? `rustiot status`, `df /state`"),
+    }
+}
+
+/// The running machine.
+#[derive(Debug)]
+struct Host(Rc<Rauc>);
+
+impl Machine for Host {
+    async fn reboot(&self) -> Result<(), Failure> {
+        self.0.reboot().await
+    }
+
+    fn reboots_itself(&self) -> bool {
+        // Read each time: a changed configuration counts from the next restart on that is due.
+        let settings = Settings::load_effective().unwrap_or_default();
+        settings.update.reboot == UpdateReboot::Now
+    }
+
+    fn now(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
+    fn head(&self, path: &str) -> Option<[u8; 4]> {
+        let mut head = [0; 4];
+        std::fs::File::open(path).ok()?.read_exact(&mut head).ok()?;
+        Some(head)
+    }
+}
+
+/// Runs the service until SIGTERM.
+///
+/// # Errors
+/// When the bus, the image's files or the boot's report cannot be used.
+pub fn main() -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve())
+}
+
+async fn serve() -> anyhow::Result<()> {
+    let paths = Paths::default();
+    let text = std::fs::read_to_string(RELEASE).context(RELEASE)?;
+    let release: ReleaseFile = serde_json::from_str(&text).context(RELEASE)?;
+    let ledger = Slots { paths: paths.clone(), loader: loader()? };
+    let boot_id = std::fs::read_to_string(&paths.boot_id).context("boot id")?.trim().to_owned();
+    let slot = rustiot_slots::status(&paths, None)
+        .running
+        .context("rustiot-init left no report of this boot, so nobody knows which slot runs")?;
+
+    let (commands, orders) = mpsc::channel(8);
+    let (sender, status) = watch::channel(Status::default());
+    let connection = zbus::connection::Builder::system()?
+        .serve_at(PATH, Update::new(commands, status.clone()))?
+        .name(NAME)?
+        .build()
+        .await
+        .context("system bus")?;
+    let rauc = Rc::new(Rauc::new(&connection).await.context("RAUC on the system bus")?);
+    let store = Store::open(STATE)?;
+    let policy = Policy { grace: GRACE, compatible: release.compatible, floor: release.floor };
+    let engine = Engine::new(
+        Rc::clone(&rauc),
+        ledger,
+        Partitions::below(Path::new("/")),
+        Host(rauc),
+        store,
+        Here { slot, boot_id },
+        policy,
+        sender,
+    );
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut bus = zbus::MessageStream::from(&connection);
+    let lost = async {
+        use futures_lite::StreamExt;
+        while let Some(Ok(_)) = bus.next().await {}
+    };
+    tokio::select! {
+        () = engine.run(orders) => Ok(()),
+        result = dbus::announce(&connection, status.clone()) => result.context("system bus"),
+        () = show(status) => Ok(()),
+        () = lost => anyhow::bail!("the system bus is gone"),
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Keeps the status file, for those without a bus. Not for each byte of progress.
+async fn show(mut status: watch::Receiver<Status>) {
+    let mut shown = None;
+    loop {
+        let now = {
+            let status = status.borrow_and_update();
+            Status { progress: crate::status::Progress::default(), ..status.clone() }
+        };
+        if shown.as_ref() != Some(&now) {
+            let written = serde_json::to_vec(&now).map_err(|e| e.to_string()).and_then(|text| {
+                rustiot_durable::atomic_write_volatile(Path::new(STATUS_FILE), &text)
+                    .map_err(|e| e.to_string())
+            });
+            if let Err(error) = written {
+                eprintln!("cannot show the status in {STATUS_FILE}: {error}");
+            }
+            shown = Some(now);
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_file_may_have_more_or_no_floor() {
+        let text = r#"{"version":"1.0.0","compatible":"x","floor":null,"build_epoch":1}"#;
+        let file: ReleaseFile = serde_json::from_str(text).unwrap();
+        assert_eq!((file.compatible.as_str(), file.floor), ("x", None));
+        let text = r#"{"compatible":"x","floor":"1.0.0","more":[]}"#;
+        assert_eq!(serde_json::from_str::<ReleaseFile>(text).unwrap().floor.as_deref(), Some("1.0.0"));
+    }
+
+    #[test]
+    fn the_policys_refusal_is_a_refusal_and_a_missing_ledger_is_not() {
+        let refused = rustiot_slots::Error::Refused(rustiot_boot::Refused("no".into()));
+        assert_eq!(ledger_failure(&refused).kind, Kind::NotNow);
+        assert_eq!(ledger_failure(&rustiot_slots::Error::NoLedger).kind, Kind::State);
+        assert_eq!(ledger_failure(&rustiot_slots::Error::Busy { path: "x".into() }).kind.exit_code(), 4);
+    }
+}

@@ -1,0 +1,286 @@
+//! `org.rustiot.Update1` on the system bus. Contract: `docs/contracts/update-dbus.md` and the XML beside it.
+//!
+//! A thin face: it checks arguments, hands orders to the engine and shows what the engine publishes. Who may call is
+//! said by the bus policy (`conf/rootfs/usr/share/dbus-1/system.d/org.rustiot.Update1.conf`), not here.
+
+use std::collections::HashMap;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use zbus::object_server::InterfaceRef;
+use zbus::zvariant::OwnedValue;
+use zbus::{Connection, DBusError, interface};
+
+use crate::engine::Command;
+use crate::failure::{Failure, Kind};
+use crate::status::{Hold, Request, Status};
+
+/// Well-known name.
+pub const NAME: &str = "org.rustiot.Update1";
+/// Object path.
+pub const PATH: &str = "/org/rustiot/Update1";
+
+/// What a method answers when it does not do what was asked.
+#[derive(Debug, DBusError)]
+#[zbus(prefix = "org.rustiot.Update1.Error", impl_display = true)]
+pub enum Error {
+    /// D-Bus itself.
+    #[zbus(error)]
+    Bus(zbus::Error),
+    /// An argument makes no sense.
+    Usage(String),
+    /// Not allowed in this phase.
+    NotNow(String),
+    /// Another transaction is under way.
+    Busy(String),
+    /// It was tried and failed.
+    Failed(String),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let mut text = failure.message.clone();
+        for cause in &failure.chain {
+            text.push_str(": ");
+            text.push_str(cause);
+        }
+        if let Some(hint) = &failure.hint {
+            text.push_str("\nhint: ");
+            text.push_str(hint);
+        }
+        match failure.kind.exit_code() {
+            2 => Self::Usage(text),
+            3 | 5 => Self::NotNow(text),
+            4 => Self::Busy(text),
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+impl Error {
+    /// The failure that a client makes of a method's answer.
+    #[must_use]
+    pub fn into_failure(self) -> Failure {
+        let (kind, text) = match self {
+            Self::Usage(text) => (Kind::Usage, text),
+            Self::NotNow(text) => (Kind::NotNow, text),
+            Self::Busy(text) => (Kind::Busy, text),
+            Self::Failed(text) => (Kind::Installer, text),
+            Self::Bus(error) => {
+                return Failure::from_error(Kind::Unreachable, "the update service does not answer", &error)
+                    .hint(
+                        "`systemctl status rustiot-update.service`; orders need root or the group rustiot",
+                    );
+            }
+        };
+        match text.split_once("\nhint: ") {
+            Some((message, hint)) => Failure::new(kind, message).hint(hint),
+            None => Failure::new(kind, text),
+        }
+    }
+}
+
+/// The object.
+#[derive(Debug)]
+pub(crate) struct Update {
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Status>,
+}
+
+impl Update {
+    pub(crate) fn new(commands: mpsc::Sender<Command>, status: watch::Receiver<Status>) -> Self {
+        Self { commands, status }
+    }
+
+    async fn order<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, Failure>>) -> Command,
+    ) -> Result<T, Error> {
+        let gone = || Error::Failed("the update service is shutting down".into());
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| gone())?;
+        Ok(answer.await.map_err(|_| gone())??)
+    }
+}
+
+/// Reads the options of `Install`: an unknown one is refused, not ignored.
+fn request(source: &str, options: &HashMap<String, OwnedValue>) -> Result<Request, Error> {
+    let mut request = Request {
+        id: uuid::Uuid::new_v4().to_string(),
+        source: source.to_owned(),
+        hold: Hold::None,
+        force: false,
+    };
+    for (name, value) in options {
+        match name.as_str() {
+            "hold" => {
+                request.hold = <&str>::try_from(value).ok().and_then(Hold::parse).ok_or_else(|| {
+                    Error::Usage("option `hold` is one of the strings none, activate, reboot".into())
+                })?;
+            }
+            "force" => {
+                request.force =
+                    bool::try_from(value).map_err(|_| Error::Usage("option `force` is a boolean".into()))?;
+            }
+            other => {
+                return Err(Error::Usage(format!("unknown option {other:?}: there are `hold` and `force`")));
+            }
+        }
+    }
+    Ok(request)
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    // These types have no maps with other keys than strings, the only thing that JSON cannot say.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+#[interface(name = "org.rustiot.Update1")]
+impl Update {
+    /// Installs the bundle at `source`; returns the transaction's id at once.
+    #[zbus(out_args("transaction"))]
+    async fn install(&self, source: String, options: HashMap<String, OwnedValue>) -> Result<String, Error> {
+        let request = request(&source, &options)?;
+        self.order(|reply| Command::Install(request, reply)).await
+    }
+
+    /// Takes the transaction back; returns when RAUC has stopped.
+    async fn cancel(&self) -> Result<(), Error> {
+        self.order(Command::Cancel).await
+    }
+
+    /// Makes the next boot the trial of what is installed in the other slot.
+    async fn activate(&self) -> Result<(), Error> {
+        self.order(Command::Activate).await
+    }
+
+    /// Restarts into the trial.
+    async fn reboot(&self) -> Result<(), Error> {
+        self.order(Command::Reboot).await
+    }
+
+    /// Where it stands.
+    #[zbus(property)]
+    fn phase(&self) -> String {
+        self.status.borrow().phase.as_str().to_owned()
+    }
+
+    /// What is happening or waited for, for people.
+    #[zbus(property)]
+    fn message(&self) -> String {
+        self.status.borrow().message.clone()
+    }
+
+    /// The transaction under way as JSON; empty when there is none.
+    #[zbus(property)]
+    fn transaction(&self) -> String {
+        self.status.borrow().transaction.as_ref().map(json).unwrap_or_default()
+    }
+
+    /// Version of the release under way; empty when not known.
+    #[zbus(property)]
+    fn release(&self) -> String {
+        let status = self.status.borrow();
+        let release = status.transaction.as_ref().and_then(|tx| tx.release.as_ref());
+        release.map(|r| r.version.clone()).unwrap_or_default()
+    }
+
+    /// Percent by RAUC's steps, bytes written, bytes in all, RAUC's step.
+    #[zbus(property)]
+    fn progress(&self) -> (u32, u64, u64, String) {
+        let progress = self.status.borrow().progress.clone();
+        (progress.percent.into(), progress.bytes, progress.total, progress.step)
+    }
+
+    /// The last refusal or failure as JSON; empty when there is none.
+    #[zbus(property)]
+    fn why(&self) -> String {
+        self.status.borrow().why.as_ref().map(json).unwrap_or_default()
+    }
+
+    /// Ended transactions as JSON, newest last.
+    #[zbus(property)]
+    fn history(&self) -> Vec<String> {
+        self.status.borrow().history.iter().map(json).collect()
+    }
+}
+
+/// Emits `PropertiesChanged` for what changed, until the engine is gone.
+pub(crate) async fn announce(
+    connection: &Connection,
+    mut status: watch::Receiver<Status>,
+) -> zbus::Result<()> {
+    let object: InterfaceRef<Update> = connection.object_server().interface(PATH).await?;
+    let mut old = status.borrow_and_update().clone();
+    while status.changed().await.is_ok() {
+        let new = status.borrow_and_update().clone();
+        let (update, emitter) = (object.get().await, object.signal_emitter());
+        if new.transaction != old.transaction {
+            update.transaction_changed(emitter).await?;
+            update.release_changed(emitter).await?;
+        }
+        if new.progress != old.progress {
+            update.progress_changed(emitter).await?;
+        }
+        if new.why != old.why {
+            update.why_changed(emitter).await?;
+        }
+        if new.history != old.history {
+            update.history_changed(emitter).await?;
+        }
+        if new.message != old.message {
+            update.message_changed(emitter).await?;
+        }
+        // Last: who waits for a phase finds everything else in place.
+        if new.phase != old.phase {
+            update.phase_changed(emitter).await?;
+        }
+        drop(update);
+        old = new;
+    }
+    Ok(())
+}
+
+/// The service as clients see it.
+#[zbus::proxy(
+    interface = "org.rustiot.Update1",
+    default_service = "org.rustiot.Update1",
+    default_path = "/org/rustiot/Update1"
+)]
+pub trait Update1 {
+    /// See the contract.
+    fn install(
+        &self,
+        source: &str,
+        options: HashMap<&str, zbus::zvariant::Value<'_>>,
+    ) -> Result<String, Error>;
+    /// See the contract.
+    fn cancel(&self) -> Result<(), Error>;
+    /// See the contract.
+    fn activate(&self) -> Result<(), Error>;
+    /// See the contract.
+    fn reboot(&self) -> Result<(), Error>;
+    /// See the contract.
+    #[zbus(property)]
+    fn phase(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn message(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn transaction(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn release(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn progress(&self) -> zbus::Result<(u32, u64, u64, String)>;
+    /// See the contract.
+    #[zbus(property)]
+    fn why(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn history(&self) -> zbus::Result<Vec<String>>;
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! What the service remembers over a restart: the transaction under way, the history, the last refusal.
+//!
+//! Everything is written durably and read leniently: a file that cannot be parsed is as good as none, a line of the
+//! history that cannot be parsed is dropped. Decides nothing. Used by the engine only.
+
+use std::path::{Path, PathBuf};
+
+use rustiot_durable::atomic_write;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::failure::{Failure, Kind};
+use crate::status::{HistoryEntry, Transaction, Why};
+
+/// Entries that the history keeps.
+pub const HISTORY_ENTRIES: usize = 64;
+/// Newest entries that keep their log tail.
+const HISTORY_LOGS: usize = 8;
+/// Lines of a log tail, and bytes of a line.
+const LOG_LINES: usize = 60;
+const LOG_LINE_BYTES: usize = 240;
+
+/// The directory `/state/update`.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// Opens the directory, creating it if there is none.
+    ///
+    /// # Errors
+    /// [`Kind::State`] when it cannot be created.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self, Failure> {
+        let dir = dir.into();
+        std::fs::create_dir_all(&dir).map_err(|e| state("cannot create", &dir, &e))?;
+        Ok(Self { dir })
+    }
+
+    /// The transaction under way.
+    #[must_use]
+    pub fn transaction(&self) -> Option<Transaction> {
+        read(&self.dir.join("transaction.json"))
+    }
+
+    /// Remembers the transaction under way, or that there is none.
+    ///
+    /// # Errors
+    /// [`Kind::State`] when it cannot be written.
+    pub fn set_transaction(&self, transaction: Option<&Transaction>) -> Result<(), Failure> {
+        self.set("transaction.json", transaction)
+    }
+
+    /// The last refusal or failure.
+    #[must_use]
+    pub fn why(&self) -> Option<Why> {
+        read(&self.dir.join("why.json"))
+    }
+
+    /// Remembers the last refusal or failure, or that there is none.
+    ///
+    /// # Errors
+    /// [`Kind::State`] when it cannot be written.
+    pub fn set_why(&self, why: Option<&Why>) -> Result<(), Failure> {
+        self.set("why.json", why)
+    }
+
+    /// Ended transactions, newest last.
+    #[must_use]
+    pub fn history(&self) -> Vec<HistoryEntry> {
+        let text = std::fs::read(self.dir.join("history.jsonl")).unwrap_or_default();
+        text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
+
+    /// Adds an ended transaction and returns the bounded history. An entry with the same transaction id and result
+    /// is not added twice: a power cut between this and the next write repeats the call.
+    ///
+    /// # Errors
+    /// [`Kind::State`] when it cannot be written.
+    pub fn append(&self, mut entry: HistoryEntry) -> Result<Vec<HistoryEntry>, Failure> {
+        let mut history = self.history();
+        let known = |old: &HistoryEntry| {
+            !entry.transaction.is_empty()
+                && old.transaction == entry.transaction
+                && old.result == entry.result
+        };
+        if history.last().is_some_and(known) {
+            return Ok(history);
+        }
+        bound_log(&mut entry.log);
+        history.push(entry);
+        history.drain(..history.len().saturating_sub(HISTORY_ENTRIES));
+        let old = history.len().saturating_sub(HISTORY_LOGS);
+        history.iter_mut().take(old).for_each(|entry| entry.log.clear());
+        let mut text = Vec::new();
+        for entry in &history {
+            serde_json::to_writer(&mut text, entry)
+                .map_err(|e| Failure::from_error(Kind::State, "cannot write the update history", &e))?;
+            text.push(b'\n');
+        }
+        self.write("history.jsonl", &text)?;
+        Ok(history)
+    }
+
+    fn set<T: Serialize>(&self, name: &str, value: Option<&T>) -> Result<(), Failure> {
+        // "null" instead of removing the file: a removal is not durable, and a cancelled transaction must not come back.
+        let text = serde_json::to_vec_pretty(&value)
+            .map_err(|e| Failure::from_error(Kind::State, format!("cannot write {name}"), &e))?;
+        self.write(name, &text)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
+        let path = self.dir.join(name);
+        atomic_write(&path, bytes).map_err(|e| state("cannot write", &path, &e))
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+fn state(what: &str, path: &Path, error: &dyn std::error::Error) -> Failure {
+    Failure::from_error(Kind::State, format!("{what} {}", path.display()), error)
+        .hint("is the state partition mounted and not full? `rustiot status`, `df /state`")
+}
+
+fn bound_log(log: &mut Vec<String>) {
+    log.drain(..log.len().saturating_sub(LOG_LINES));
+    for line in log {
+        let mut end = LOG_LINE_BYTES.min(line.len());
+        while !line.is_char_boundary(end) {
+            end = end.saturating_sub(1);
+        }
+        line.truncate(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::Outcome;
+    use proptest::prelude::*;
+
+    fn entry(id: usize) -> HistoryEntry {
+        HistoryEntry {
+            transaction: id.to_string(),
+            source: "/x".into(),
+            release: None,
+            slot: None,
+            result: Outcome::Failed,
+            why: None,
+            log: vec!["line".into()],
+            started_at: 1,
+            ended_at: 2,
+            started_boot: "b".into(),
+            ended_boot: "b".into(),
+            install_tries: 1,
+            install_seconds: None,
+        }
+    }
+
+    #[test]
+    fn the_history_is_bounded_and_old_logs_go_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("update")).unwrap();
+        for id in 0..HISTORY_ENTRIES + 5 {
+            store.append(entry(id)).unwrap();
+        }
+        let history = store.history();
+        assert_eq!(history.len(), HISTORY_ENTRIES);
+        assert_eq!(history.first().unwrap().transaction, "5");
+        assert_eq!(history.iter().filter(|e| !e.log.is_empty()).count(), HISTORY_LOGS);
+    }
+
+    #[test]
+    fn an_end_is_written_once_however_often_it_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.append(entry(1)).unwrap();
+        assert_eq!(store.append(entry(1)).unwrap().len(), 1);
+        let late = HistoryEntry { transaction: String::new(), ..entry(0) };
+        store.append(late.clone()).unwrap();
+        assert_eq!(store.append(late).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn torn_lines_are_dropped_and_the_rest_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.append(entry(1)).unwrap();
+        let path = dir.path().join("history.jsonl");
+        let mut bytes = b"{\"transaction\": \xff\n\n".to_vec();
+        bytes.extend(std::fs::read(&path).unwrap());
+        atomic_write(&path, &bytes).unwrap();
+        assert_eq!(store.history(), [entry(1)]);
+    }
+
+    #[test]
+    fn what_is_set_is_read_and_what_is_unset_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.transaction(), None);
+        let tx = crate::reconcile::tests::remembered();
+        store.set_transaction(Some(&tx)).unwrap();
+        assert_eq!(store.transaction(), Some(tx));
+        store.set_transaction(None).unwrap();
+        store.set_transaction(None).unwrap();
+        assert_eq!(store.transaction(), None);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_a_state_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        atomic_write(&dir.path().join("file"), b"").unwrap();
+        assert_eq!(Store::open(dir.path().join("file/update")).unwrap_err().kind, Kind::State);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_history(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let dir = tempfile::tempdir().unwrap();
+            atomic_write(&dir.path().join("history.jsonl"), &bytes).unwrap();
+            atomic_write(&dir.path().join("transaction.json"), &bytes).unwrap();
+            let store = Store::open(dir.path()).unwrap();
+            let _ = store.history();
+            let _ = store.transaction();
+        }
+
+        #[test]
+        fn log_tails_are_bounded(mut log in proptest::collection::vec(".{0,400}", 0..100)) {
+            bound_log(&mut log);
+            prop_assert!(log.len() <= LOG_LINES);
+            prop_assert!(log.iter().all(|line| line.len() <= LOG_LINE_BYTES));
+        }
+    }
+}
