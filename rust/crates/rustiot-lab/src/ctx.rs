@@ -1,0 +1,138 @@
+//! What a test gets: machines in the state that it needs, bundles, a web server, its own
+//! directory. Everything in it is gone after the test; only a failed one leaves its logs.
+
+use crate::fixtures::{Fixtures, Release};
+use crate::lab::Lab;
+use anyhow::{Context, Result};
+use rustiot_board::Board;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use testbed::{Disk, FileServer, Machine, Off, Scratch, partition_start};
+
+/// A test's surroundings.
+pub struct Ctx<'a> {
+    /// The lab.
+    pub lab: &'a Lab,
+    /// The board that is tested.
+    pub board: &'a Board,
+    /// Images, bundles and snapshots.
+    pub fixtures: &'a Fixtures,
+    dir: Scratch,
+    machines: AtomicU32,
+}
+
+/// The error of a test that this machine cannot run; it is counted as skipped.
+#[derive(Debug)]
+pub struct Skip(
+    /// What is lacking.
+    pub String,
+);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "skipped: {}", self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+impl<'a> Ctx<'a> {
+    pub(crate) fn new(lab: &'a Lab, board: &'a Board, fixtures: &'a Fixtures) -> Result<Self> {
+        let dir = lab.scratch("t")?;
+        Ok(Ctx { lab, board, fixtures, dir, machines: AtomicU32::new(0) })
+    }
+
+    /// The test's own directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The directory of a further machine of this test.
+    pub fn machine_dir(&self) -> Result<Scratch> {
+        let number = self.machines.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        // It goes with the test's directory, so that its logs are still there when the test fails.
+        Ok(Scratch::lasting(self.dir.file(&format!("m{number}")))?)
+    }
+
+    /// A machine with image A that has never been on, its medium of `bytes` (or as small as the
+    /// image).
+    pub fn fresh(&self, bytes: Option<u64>) -> Result<Off> {
+        let base = self.fixtures.base(self.lab, self.board)?;
+        self.with_disk(&base, bytes)
+    }
+
+    /// The same with `config` as its `rustiot.toml`, whatever these bytes are.
+    pub fn fresh_with_config(&self, config: &[u8]) -> Result<Off> {
+        let base = self.fixtures.base(self.lab, self.board)?;
+        let own = self.dir.file("configured.img");
+        let (from, to) = (base.to_string_lossy(), own.to_string_lossy());
+        self.lab.tools().run("cp", &["--sparse=always", "--reflink=auto", &from, &to])?;
+        self.lab.configure(&own, config)?;
+        self.with_disk(&own, Some(self.fixtures.medium()))
+    }
+
+    /// A machine with an overlay over the disk image `base`.
+    pub fn with_disk(&self, base: &Path, bytes: Option<u64>) -> Result<Off> {
+        let dir = self.machine_dir()?;
+        let disk = Disk::overlay(&self.lab.tools(), base, &dir.file("disk.qcow2"), bytes)?;
+        Ok(Off::new(self.lab.spec(self.board)?, disk, dir)?)
+    }
+
+    /// A machine that runs release A, is provisioned, healthy and settled. Takes about a second:
+    /// it is woken from a snapshot that all tests share.
+    pub fn healthy(&self) -> Result<Machine> {
+        let snapshot = self.fixtures.healthy(self.lab, self.board)?;
+        Ok(snapshot.restore(self.machine_dir()?)?)
+    }
+
+    /// The same, and every write to its disk is logged from now on.
+    pub fn healthy_logged(&self) -> Result<Machine> {
+        let snapshot = self.fixtures.healthy(self.lab, self.board)?;
+        Ok(snapshot.restore_logged(self.machine_dir()?)?)
+    }
+
+    /// The bundle of a release for this board.
+    pub fn bundle(&self, release: &Release) -> Result<PathBuf> {
+        self.fixtures.bundle(self.lab, self.board, release)
+    }
+
+    /// A web server that has the bundles of `releases` under their names plus `.raucb`.
+    pub fn serve(&self, releases: &[&Release]) -> Result<FileServer> {
+        let dir = self.dir.file("www");
+        std::fs::create_dir_all(&dir).context("cannot make the server's directory")?;
+        for release in releases {
+            let link = dir.join(format!("{}.raucb", release.name));
+            if !link.exists() {
+                std::os::unix::fs::symlink(self.bundle(release)?, &link).context("cannot link a bundle")?;
+            }
+        }
+        Ok(FileServer::start(&dir)?)
+    }
+
+    /// Where partition `name` begins on this board's disk, bytes.
+    pub fn partition(&self, name: &str) -> Result<u64> {
+        Ok(partition_start(&self.fixtures.base(self.lab, self.board)?, name)?)
+    }
+
+    /// Copies the logs of all machines of this test to `to`.
+    pub(crate) fn keep_logs(&self, to: &Path) -> Result<()> {
+        let _ = std::fs::remove_dir_all(to);
+        std::fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+        for machine in
+            std::fs::read_dir(self.dir.path()).context("cannot list the test's machines")?.flatten()
+        {
+            for file in std::fs::read_dir(machine.path()).into_iter().flatten().flatten() {
+                if file.path().extension().is_some_and(|e| e == "log") && !is_write_log(&file.path()) {
+                    let (machine, file_name) = (machine.file_name(), file.file_name());
+                    let name = format!("{}-{}", machine.to_string_lossy(), file_name.to_string_lossy());
+                    std::fs::copy(file.path(), to.join(name)).context("cannot keep a log")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_write_log(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "writes.log")
+}

@@ -1,0 +1,251 @@
+//! Images, bundles and snapshots that tests share. Each is built at its first use, once, and kept
+//! in the cache under a name that changes with its inputs.
+
+use crate::device::Device;
+use crate::lab::Lab;
+use anyhow::{Context as _, Result};
+use rustiot_board::Board;
+use rustiot_image::keys::{self, Signer};
+use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Plain, Progress, Request, Silent};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use testbed::{Disk, Off, Snapshot};
+
+/// The medium that lab machines have: more than the image, so that `data` has room to grow. Bytes.
+const MEDIUM: u64 = 2 << 30;
+
+/// A release of the OS, good or bad in a chosen way.
+#[derive(Debug, Clone, Copy)]
+pub struct Release {
+    /// Its name in the lab: unique, a file name.
+    pub name: &'static str,
+    /// Its version (semver).
+    pub version: &'static str,
+    /// The oldest version that a device with it may go back to.
+    pub floor: Option<&'static str>,
+    /// More words for the kernel's command line.
+    pub cmdline: &'static [&'static str],
+    /// Without `/init` in the initramfs.
+    pub no_init: bool,
+    /// Files laid over its root.
+    pub files: &'static [File],
+}
+
+/// A file that a release has more, or instead.
+#[derive(Debug, Clone, Copy)]
+pub enum File {
+    /// Path in the root (without the first `/`) and content.
+    Text(&'static str, &'static str),
+    /// The same, executable.
+    Program(&'static str, &'static str),
+    /// Path and target of a symbolic link; a unit that links to `/dev/null` is masked.
+    Link(&'static str, &'static str),
+}
+
+impl Release {
+    /// A good release.
+    pub const fn new(name: &'static str, version: &'static str) -> Self {
+        Release { name, version, floor: None, cmdline: &[], no_init: false, files: &[] }
+    }
+}
+
+/// The release that lab machines start with.
+pub const A: Release = Release::new("a", "1.0.0");
+/// A good newer one.
+pub const B: Release = Release::new("b", "1.1.0");
+
+/// What tests share. One value serves all threads.
+#[derive(Debug)]
+pub struct Fixtures {
+    verbose: bool,
+    locks: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+}
+
+impl Fixtures {
+    /// Nothing is built yet. `verbose` tells every build step on standard error.
+    pub fn new(verbose: bool) -> Self {
+        Fixtures { verbose, locks: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// The size of a lab machine's medium, bytes.
+    pub fn medium(&self) -> u64 {
+        MEDIUM
+    }
+
+    fn progress(&self) -> &'static dyn Progress {
+        if self.verbose { &Plain } else { &Silent }
+    }
+
+    /// What signs the lab's bundles.
+    pub fn signer(&self, lab: &Lab) -> Result<Signer> {
+        self.once("keys", || Ok(keys::development(&lab.toolbox, &lab.keys())?))
+    }
+
+    /// The images of `release` for `board`.
+    pub fn image(&self, lab: &Lab, board: &Board, release: &Release) -> Result<Image> {
+        let signer = self.signer(lab)?;
+        // One build at a time: each keeps all processors busy by itself.
+        self.once("image", || {
+            let overlay = tempfile::tempdir_in(lab.context.cache()).context("cannot make an overlay")?;
+            for file in release.files {
+                place(overlay.path(), file)?;
+            }
+            let mut request = Request::new(&board.name, release.version, &signer.keyring);
+            request.floor = release.floor.map(String::from);
+            request.cmdline = release.cmdline.iter().map(ToString::to_string).collect();
+            if release.no_init {
+                request.init = Init::Missing;
+            }
+            request.overlay = (!release.files.is_empty()).then(|| overlay.path().to_path_buf());
+            Ok(rustiot_image::build(&lab.context, &lab.toolbox, &request, self.progress())?)
+        })
+    }
+
+    /// The signed bundle of `release` for `board`.
+    pub fn bundle(&self, lab: &Lab, board: &Board, release: &Release) -> Result<PathBuf> {
+        let image = self.image(lab, board, release)?;
+        let path = self.path(lab, board, release.name, &identity(&image), "raucb")?;
+        self.once(&path.to_string_lossy(), || {
+            if !path.is_file() {
+                let request = BundleRequest {
+                    signer: self.signer(lab)?,
+                    description: format!("lab release {}", release.name),
+                    compression: 1,
+                    meta: Vec::new(),
+                };
+                rustiot_image::bundle(&lab.toolbox, &image, &request, &path, self.progress())?;
+            }
+            Ok(path.clone())
+        })
+    }
+
+    /// The disk image of release A with the lab's configuration: what a fresh machine has.
+    pub fn base(&self, lab: &Lab, board: &Board) -> Result<PathBuf> {
+        self.disk(lab, board, &A, &lab.config()?)
+    }
+
+    /// The disk image of `release` with `config` as its `rustiot.toml`.
+    pub fn disk(&self, lab: &Lab, board: &Board, release: &Release, config: &str) -> Result<PathBuf> {
+        let image = self.image(lab, board, release)?;
+        let key = format!("{}{config}", identity(&image));
+        let path = self.path(lab, board, release.name, &key, "img")?;
+        self.once(&path.to_string_lossy(), || {
+            if !path.is_file() {
+                let request = DiskRequest { config: Some(config.into()), both_slots: false };
+                rustiot_image::disk(&lab.context, &lab.toolbox, &image, &request, &path, self.progress())?;
+            }
+            Ok(path.clone())
+        })
+    }
+
+    /// A machine with release A, provisioned, healthy and settled, frozen.
+    pub fn healthy(&self, lab: &Lab, board: &Board) -> Result<Snapshot> {
+        let base = self.base(lab, board)?;
+        let spec = lab.spec(board)?;
+        let kind = format!("{:?}{:?}{}{}", board.qemu, spec.firmware, spec.accel, base.display());
+        let dir = self.path(lab, board, "healthy", &kind, "snapshot")?;
+        self.once(&dir.to_string_lossy(), || {
+            if let Some(snapshot) = Snapshot::open(spec.clone(), &dir) {
+                return Ok(snapshot);
+            }
+            let scratch = lab.scratch("snapshot")?;
+            let disk = Disk::overlay(&lab.tools(), &base, &scratch.file("disk.qcow2"), Some(MEDIUM))?;
+            let machine = Off::new(spec, disk, scratch)?.power_on()?;
+            settle(&machine).with_context(|| {
+                let logs = lab.test_logs().join(&board.name).join("first-boot");
+                let kept = std::fs::create_dir_all(&logs).is_ok()
+                    && std::fs::copy(machine.dir().join("serial.log"), logs.join("serial.log")).is_ok();
+                let place = if kept { logs.display().to_string() } else { "lost".into() };
+                format!("release A never became healthy on {} (log: {place})", board.name)
+            })?;
+            Ok(machine.save(&dir)?)
+        })
+    }
+
+    /// `cache/lab/<board>/<name>-<hash>.<kind>`.
+    fn path(&self, lab: &Lab, board: &Board, name: &str, key: &str, kind: &str) -> Result<PathBuf> {
+        let dir = lab.context.cache().join("lab").join(&board.name);
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        Ok(dir.join(format!("{name}-{:016x}.{kind}", hasher.finish())))
+    }
+
+    /// Runs `make` while no other thread does for the same `name`.
+    fn once<T>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let lock = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(locks.entry(name.to_string()).or_default())
+        };
+        let _held = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        make()
+    }
+}
+
+fn settle(machine: &testbed::Machine) -> Result<()> {
+    machine.wait_healthy()?;
+    machine.wait_settled()?;
+    // What the guest still holds back would be lost with each copy that is cut off.
+    machine.sh("sync")?;
+    Ok(())
+}
+
+/// What tells one image from another.
+fn identity(image: &Image) -> String {
+    format!("{} {}", image.boot.display(), image.root.display())
+}
+
+fn place(root: &Path, file: &File) -> Result<()> {
+    let (File::Text(path, _) | File::Program(path, _) | File::Link(path, _)) = file;
+    let target = root.join(path);
+    if let Some(dir) = target.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let made = match file {
+        File::Text(_, text) => std::fs::write(&target, text),
+        File::Link(_, to) => std::os::unix::fs::symlink(to, &target),
+        File::Program(_, text) => std::fs::write(&target, text)
+            .and_then(|()| std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755))),
+    };
+    made.with_context(|| format!("cannot make {}", target.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_a_release_are_laid_out() {
+        let dir = tempfile::tempdir().unwrap();
+        place(dir.path(), &File::Text("usr/lib/a.conf", "x")).unwrap();
+        place(dir.path(), &File::Program("usr/bin/p", "#!/bin/sh\n")).unwrap();
+        place(dir.path(), &File::Link("usr/lib/systemd/system/sshd.service", "/dev/null")).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.path().join("usr/lib/a.conf")).unwrap(), "x");
+        let mode = std::fs::metadata(dir.path().join("usr/bin/p")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+        let link = dir.path().join("usr/lib/systemd/system/sshd.service");
+        assert_eq!(std::fs::read_link(link).unwrap(), Path::new("/dev/null"));
+    }
+
+    #[test]
+    fn two_threads_build_the_same_thing_one_after_the_other() {
+        let fixtures = Fixtures::new(false);
+        let inside = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    fixtures.once("x", || {
+                        let before = inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        std::thread::yield_now();
+                        inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        assert_eq!(before, 0);
+                        Ok(())
+                    })
+                });
+            }
+        });
+    }
+}

@@ -1,0 +1,207 @@
+//! The registry of guarantees and the scheduler that tests them, several machines side by side.
+
+use crate::ctx::{Ctx, Skip};
+use crate::fixtures::Fixtures;
+use crate::lab::Lab;
+use anyhow::Result;
+use rustiot_board::Board;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a test may be chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tag {
+    /// Belongs to the short run that every change gets, on every board of the test.
+    Quick,
+    /// The short run does it on the first board only.
+    QuickOnFirst,
+}
+
+/// A promise and the test that holds it.
+#[derive(Debug, Clone, Copy)]
+pub struct LabTest {
+    /// The promise as a name.
+    pub name: &'static str,
+    /// The boards that it is tested on; empty for all.
+    pub boards: &'static [&'static str],
+    /// The promise as a sentence.
+    pub promise: &'static str,
+    /// What it is chosen by.
+    pub tags: &'static [Tag],
+    /// The test.
+    pub run: fn(&mut Ctx) -> Result<()>,
+}
+
+/// How a test ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "outcome")]
+pub enum Outcome {
+    /// The promise is kept.
+    Passed,
+    /// It is not.
+    Failed {
+        /// The error with its causes.
+        why: String,
+        /// Where the logs are.
+        logs: PathBuf,
+    },
+    /// This machine cannot tell.
+    Skipped {
+        /// What is lacking.
+        why: String,
+    },
+}
+
+/// One test on one board.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// `board/name`.
+    pub id: String,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// How long it took, milliseconds.
+    pub milliseconds: u128,
+}
+
+/// The tests that are to be run: those on `boards`, `only` the ones whose `board/name` contains a
+/// text, or only the `quick` ones.
+pub fn list<'a>(
+    tests: &'a [LabTest],
+    boards: &'a [Board],
+    only: Option<&str>,
+    quick: bool,
+) -> Vec<(&'a LabTest, &'a Board)> {
+    let mut chosen = Vec::new();
+    for test in tests {
+        let on = |board: &&Board| test.boards.is_empty() || test.boards.contains(&board.name.as_str());
+        for (index, board) in boards.iter().filter(on).enumerate() {
+            let wanted = only.is_none_or(|only| id(test, board).contains(only));
+            let short =
+                test.tags.contains(&Tag::Quick) || (test.tags.contains(&Tag::QuickOnFirst) && index == 0);
+            if wanted && (!quick || short || only.is_some()) {
+                chosen.push((test, board));
+            }
+        }
+    }
+    chosen
+}
+
+/// `board/name`.
+pub fn id(test: &LabTest, board: &Board) -> String {
+    format!("{}/{}", board.name, test.name)
+}
+
+/// Runs `tests` with `workers` at once and tells each end to `told` as it comes.
+pub fn run(
+    lab: &Lab,
+    fixtures: &Fixtures,
+    tests: &[(&LabTest, &Board)],
+    workers: usize,
+    told: &(dyn Fn(&Report) + Sync),
+) -> Vec<Report> {
+    let next = AtomicUsize::new(0);
+    let reports = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..workers.clamp(1, tests.len().max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((test, board)) = tests.get(number) else { break };
+                    let report = one(lab, fixtures, test, board);
+                    told(&report);
+                    reports.lock().unwrap_or_else(PoisonError::into_inner).insert(number, report);
+                }
+            });
+        }
+    });
+    reports.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+}
+
+fn one(lab: &Lab, fixtures: &Fixtures, test: &LabTest, board: &Board) -> Report {
+    let began = Instant::now();
+    let logs = lab.test_logs().join(&board.name).join(test.name);
+    let outcome = match attempt(lab, fixtures, test, board, &logs) {
+        Ok(()) => Outcome::Passed,
+        Err(error) => match error.downcast_ref::<Skip>() {
+            Some(Skip(why)) => Outcome::Skipped { why: why.clone() },
+            None => Outcome::Failed { why: format!("{error:#}"), logs },
+        },
+    };
+    Report { id: id(test, board), outcome, milliseconds: began.elapsed().as_millis() }
+}
+
+fn attempt(lab: &Lab, fixtures: &Fixtures, test: &LabTest, board: &Board, logs: &PathBuf) -> Result<()> {
+    let mut ctx = Ctx::new(lab, board, fixtures)?;
+    let run = std::panic::AssertUnwindSafe(|| (test.run)(&mut ctx));
+    let result = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        Err(anyhow::anyhow!("the test panicked: {}", text.unwrap_or_default()))
+    });
+    match &result {
+        Err(error) if error.downcast_ref::<Skip>().is_none() => {
+            if let Err(lost) = ctx.keep_logs(logs) {
+                eprintln!("the logs of {} are lost: {lost:#}", id(test, board));
+            }
+        }
+        _ => {
+            let _ = std::fs::remove_dir_all(logs);
+        }
+    }
+    result
+}
+
+impl Report {
+    /// One line for people.
+    pub fn line(&self) -> String {
+        let seconds = Duration::from_millis(u64::try_from(self.milliseconds).unwrap_or(u64::MAX));
+        let (word, rest) = match &self.outcome {
+            Outcome::Passed => ("ok", String::new()),
+            Outcome::Failed { why, logs } => ("FAILED", format!("\n    {why}\n    logs: {}", logs.display())),
+            Outcome::Skipped { why } => ("skipped", format!(": {why}")),
+        };
+        format!("{word:<7} {:>6.1} s  {}{rest}", seconds.as_secs_f64(), self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TESTS: [LabTest; 3] = [
+        LabTest { name: "boots", boards: &[], promise: "", tags: &[Tag::Quick], run: |_| Ok(()) },
+        LabTest { name: "cuts", boards: &[], promise: "", tags: &[Tag::QuickOnFirst], run: |_| Ok(()) },
+        LabTest { name: "vars", boards: &["qemux86-64"], promise: "", tags: &[], run: |_| Ok(()) },
+    ];
+
+    fn ids(only: Option<&str>, quick: bool) -> Vec<String> {
+        let conf = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../conf/boards");
+        let boards =
+            ["qemux86-64", "qemuarm64"].map(|name| Board::load(&conf.join(format!("{name}.toml"))).unwrap());
+        list(&TESTS, &boards, only, quick).into_iter().map(|(test, board)| id(test, board)).collect()
+    }
+
+    #[test]
+    fn every_test_runs_on_each_of_its_boards() {
+        assert_eq!(ids(None, false).len(), 5);
+        assert_eq!(ids(Some("vars"), false), ["qemux86-64/vars"]);
+        assert_eq!(ids(Some("qemuarm64/"), false), ["qemuarm64/boots", "qemuarm64/cuts"]);
+    }
+
+    #[test]
+    fn the_short_run_has_what_is_tagged_for_it() {
+        assert_eq!(ids(None, true), ["qemux86-64/boots", "qemuarm64/boots", "qemux86-64/cuts"]);
+    }
+
+    #[test]
+    fn a_failure_says_where_its_logs_are() {
+        let outcome = Outcome::Failed { why: "no boot".into(), logs: "build/x".into() };
+        let report = Report { id: "b/t".into(), outcome, milliseconds: 1500 };
+        assert_eq!(report.line(), "FAILED     1.5 s  b/t\n    no boot\n    logs: build/x");
+    }
+}
