@@ -10,7 +10,7 @@ mod record;
 
 pub use policy::{Effect, Event, Refused, step};
 pub use record::{
-    ATTEMPTS_MAX, BOOTS_MAX, BootEntry, BootKind, Gate, INTERRUPTED_MAX, LATE_MAX, LINE_MAX, LOG_LINES_MAX,
-    NotASlot, Phase, REJECTED_MAX, Record, Rejected, Release, ResetReason, Selection, Slot, SlotState,
-    TAILS_MAX, Transaction,
+    ATTEMPTS_MAX, BOOTS_MAX, BootEntry, BootKind, CUT_ATTEMPTS_MAX, Gate, INTERRUPTED_MAX, LATE_MAX,
+    LINE_MAX, LOG_LINES_MAX, NotASlot, Phase, REJECTED_MAX, Record, Rejected, Release, ResetReason,
+    Selection, Slot, SlotState, TAILS_MAX, Transaction,
 };

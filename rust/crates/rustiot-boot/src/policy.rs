@@ -1,9 +1,9 @@
 //! The policy itself: one total function over states and events.
 
 use crate::record::{
-    ATTEMPTS_MAX, BOOTS_MAX, BootEntry, BootKind, Gate, INTERRUPTED_MAX, LATE_MAX, LINE_MAX, Phase,
-    REJECTED_MAX, Record, Rejected, Release, ResetReason, Slot, SlotState, TAILS_MAX, Transaction, clip,
-    clip_log,
+    ATTEMPTS_MAX, BOOTS_MAX, BootEntry, BootKind, CUT_ATTEMPTS_MAX, Gate, INTERRUPTED_MAX, LATE_MAX,
+    LINE_MAX, Phase, REJECTED_MAX, Record, Rejected, Release, ResetReason, Slot, SlotState, TAILS_MAX,
+    Transaction, clip, clip_log,
 };
 
 /// What happened.
@@ -366,9 +366,10 @@ fn settle_phase(
         (_, ResetReason::Power | ResetReason::Clean | ResetReason::Unknown) => None,
     };
     let attempts = tx.attempts.saturating_add(1);
+    let max = if reset == ResetReason::Power { CUT_ATTEMPTS_MAX } else { ATTEMPTS_MAX };
     let (reason, log) = match verdict {
         Some(verdict) => verdict,
-        None if attempts < ATTEMPTS_MAX => {
+        None if attempts < max => {
             record.phase = Phase::Ready(Transaction { attempts, ..tx });
             return;
         }
@@ -832,7 +833,8 @@ fn commit(record: &mut Record, boot_id: &str) -> Result<Vec<Effect>, Refused> {
             refuse(format!("this trial failed: {reason}"))
         }
         Phase::Trial { .. } => refuse("the health gate and the soak have not passed in this boot"),
-        _ if boot.slot == record.committed && boot.kind == BootKind::Normal => Ok(Vec::new()),
+        // Committed already, in this boot or before it.
+        _ if boot.slot == record.committed && boot.kind != BootKind::Rescue => Ok(Vec::new()),
         phase => refuse(format!("slot {} is not on trial (phase {})", boot.slot, phase.name())),
     }
 }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 /// Trial boots without a verdict after which a release is rejected.
 pub const ATTEMPTS_MAX: u32 = 3;
+/// The same when the last one ended by a power cut, which says nothing against the release: a device that is switched
+/// off every evening must not reject a good one, and a board that takes a hang for a cut must not try for ever.
+pub const CUT_ATTEMPTS_MAX: u32 = 6;
 /// Failed boots of the committed slot in a row after which the other slot is tried.
 pub const LATE_MAX: u32 = 3;
 /// Boots cut off before they were healthy (by power, as far as anyone can tell) after which the other slot is tried.

@@ -63,6 +63,23 @@ impl ModelDisk {
         self.0.borrow().names.keys().cloned().collect()
     }
 
+    /// Replaces a file at once and durably, as firmware replaces a variable. One operation; the power goes before it.
+    ///
+    /// # Errors
+    /// The power is off.
+    pub fn set(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.change(
+            |disk| {
+                let inode = disk.inodes.len();
+                disk.inodes.push(Inode { now: bytes.to_vec(), durable: bytes.to_vec() });
+                disk.names.insert(name.to_owned(), inode);
+                disk.durable_names.insert(name.to_owned(), inode);
+                Ok(())
+            },
+            false,
+        )
+    }
+
     /// The power is back.
     pub fn remount(&self, how: Remount) {
         let disk = &mut *self.0.borrow_mut();

@@ -30,7 +30,7 @@ pub struct Applied {
 }
 
 pub(crate) struct Core<S> {
-    ledger: Ledger<S>,
+    ledger: Option<Ledger<S>>,
     pub(crate) memory: Memory,
     pub(crate) record: Record,
     pub(crate) loader: Box<dyn Loader>,
@@ -38,34 +38,33 @@ pub(crate) struct Core<S> {
 }
 
 impl<S: Storage> Core<S> {
-    /// Loads the record. Without one (first boot, state destroyed) the loader is believed; `fallback` is the slot to
-    /// assume when it says nothing either. Tells whether there was a record.
+    /// Loads the record. Without one (first boot, state destroyed, no state partition and so no `ledger`) the loader is
+    /// believed; `fallback` is the slot to assume when it says nothing either.
     pub(crate) fn load(
-        ledger: Ledger<S>,
+        ledger: Option<Ledger<S>>,
         mut loader: Box<dyn Loader>,
         fallback: Option<Slot>,
-    ) -> (Core<S>, bool) {
-        let loaded = ledger.load();
-        let mut notes = loaded.complaints();
-        let mut record = None;
-        if let Some(newest) = &loaded.newest {
-            match parse_record(&newest.payload) {
-                Ok(parsed) => record = Some(parsed),
-                Err(error) => notes.push(format!("the newest copy cannot be understood: {error}")),
+    ) -> Core<S> {
+        let mut notes = Vec::new();
+        let found = ledger.as_ref().and_then(|ledger| {
+            let loaded = ledger.load();
+            notes.extend(loaded.complaints());
+            if loaded.newest.is_none() && !loaded.never_written() {
+                notes.push("both copies of the boot ledger are lost".to_owned());
             }
-        } else if !loaded.never_written() {
-            notes.push("both copies of the boot ledger are lost".to_owned());
-        }
-        let found = record.is_some();
-        let record = record.unwrap_or_else(|| {
+            parse_record(&loaded.newest?.payload)
+                .inspect_err(|error| notes.push(format!("the boot ledger cannot be understood: {error}")))
+                .ok()
+        });
+        let memory = if found.is_some() { Memory::Durable } else { Memory::Volatile };
+        let record = found.unwrap_or_else(|| {
             let believed = loader.default_slot().unwrap_or_else(|error| {
                 notes.push(describe(&error));
                 None
             });
             Record::fresh(believed.or(fallback).unwrap_or(Slot::A))
         });
-        let memory = if found { Memory::Durable } else { Memory::Volatile };
-        (Core { ledger, memory, record, loader, notes }, found)
+        Core { ledger, memory, record, loader, notes }
     }
 
     /// One event: the record is durable and the loader is told when this returns.
@@ -88,9 +87,9 @@ impl<S: Storage> Core<S> {
 
     /// Puts `record` in force, durably if there is a ledger.
     pub(crate) fn remember(&mut self, record: Record) -> Result<(), Error> {
-        if self.memory == Memory::Durable {
+        if let (Memory::Durable, Some(ledger)) = (self.memory, &self.ledger) {
             let bytes = serde_json::to_vec(&record).map_err(Error::Encode)?;
-            self.ledger.store(&bytes)?;
+            ledger.store(&bytes)?;
         }
         self.record = record;
         Ok(())

@@ -6,6 +6,8 @@
 //! command line. Contract: `docs/contracts/boot.md`.
 
 mod core;
+#[cfg(test)]
+mod crash;
 mod machine;
 pub mod rauc_backend;
 mod shell;

@@ -85,8 +85,8 @@ impl SlotShell {
     ) -> Result<SlotShell, Error> {
         let lock = lock(&paths)?;
         // Without state the directory would be one of the initramfs.
-        let directory = if state_mounted { paths.ledger.clone() } else { "/nonexistent".into() };
-        let (core, _) = Core::load(Ledger::at(&directory, LEDGER), loader, slot);
+        let ledger = state_mounted.then(|| Ledger::at(&paths.ledger, LEDGER));
+        let core = Core::load(ledger, loader, slot);
         Ok(SlotShell { core, paths, _lock: lock })
     }
 

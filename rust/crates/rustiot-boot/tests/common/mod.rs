@@ -164,7 +164,7 @@ pub fn check(record: &Record) {
         Phase::Idle | Phase::Announced(_) => {}
     }
     if let Some(tx) = record.phase.transaction() {
-        assert!(tx.attempts < rustiot_boot::ATTEMPTS_MAX);
+        assert!(tx.attempts < rustiot_boot::CUT_ATTEMPTS_MAX);
     }
     assert!(record.boots.len() <= rustiot_boot::BOOTS_MAX);
     assert!(record.rejected.len() <= rustiot_boot::REJECTED_MAX);
