@@ -1,10 +1,11 @@
-//! The boot image of a slot, the same for both slots: on UEFI a FAT with the unified kernel image (and the watchdog
-//! guard in front of it, where the board has one), on U-Boot a FIT.
+//! The boot image of a slot, the same for both slots: on UEFI a FAT with the guard, the unified kernel image that it
+//! starts and that image's checksum, on U-Boot a FIT.
 
 use crate::cache::{Key, write};
 use crate::context::Context;
 use crate::error::{At, Error, content};
 use crate::fit;
+use crate::guard;
 use crate::root::EPOCH;
 use crate::toolbox::Toolbox;
 use rustiot_board::{Board, LoaderKind, Uefi};
@@ -23,13 +24,16 @@ pub(crate) struct Parts<'a> {
 }
 
 /// Adds to `key` what this step reads besides its parts.
-pub(crate) fn key(_ctx: &Context, _toolbox: &Toolbox, _board: &Board, key: Key) -> Result<Key, Error> {
-    Ok(key)
+pub(crate) fn key(ctx: &Context, board: &Board, key: Key) -> Result<Key, Error> {
+    match board.boot.loader {
+        LoaderKind::Uefi => key.tree(&ctx.conf("efi-guard")),
+        LoaderKind::Uboot => Ok(key),
+    }
 }
 
 /// Builds the boot image at `out`.
 pub(crate) fn build(
-    _ctx: &Context,
+    ctx: &Context,
     toolbox: &Toolbox,
     board: &Board,
     parts: &Parts<'_>,
@@ -39,7 +43,16 @@ pub(crate) fn build(
     match (&board.boot.loader, &board.boot.uefi) {
         (LoaderKind::Uefi, Some(uefi)) => {
             let uki = unified_image(toolbox, uefi, parts, work)?;
-            fat(toolbox, &[(&uefi.removable_path, &uki)], "BOOT", None, out)
+            let (guard, checksum) = (work.join("guard.efi"), work.join("linux.efi.crc"));
+            let tool = |program: &str| toolbox.command(program);
+            guard::build_guard(&tool, &ctx.conf("efi-guard"), board, work, &guard)?;
+            write(&checksum, guard::checksum(&std::fs::read(&uki).at("read", &uki)?))?;
+            let files = [
+                (uefi.removable_path.as_str(), guard.as_path()),
+                (&uefi.uki_path, &uki),
+                (&guard::checksum_path(board)?, &checksum),
+            ];
+            fat(toolbox, &files, "BOOT", None, out)
         }
         (LoaderKind::Uefi, None) => Err(content("board", "no section boot.uefi")),
         (LoaderKind::Uboot, _) => {

@@ -44,6 +44,9 @@ pub enum Error {
     /// The boot files of a U-Boot board could not be made.
     #[error(transparent)]
     Fit(#[from] crate::fit::Error),
+    /// The UEFI guard could not be made.
+    #[error(transparent)]
+    Guard(#[from] crate::guard::Error),
     /// Something is larger than it may be.
     #[error("{what} is {size}, {limit_name} is {limit}: {remedy}")]
     TooLarge {

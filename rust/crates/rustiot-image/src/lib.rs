@@ -21,6 +21,7 @@ mod cpio;
 mod disk;
 mod error;
 pub mod fit;
+pub mod guard;
 mod image;
 mod initramfs;
 pub mod keys;
