@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::budget::Budget;
-use crate::protocol::{Name, UnitName};
+use rustiot_liveness::{Name, UnitName};
 
 /// Most children that are watched at a time; further ones are refused.
 pub const MAX_CHILDREN: usize = 64;
@@ -21,7 +21,7 @@ pub const LONGEST_GRACE: Duration = Duration::from_secs(3600);
 /// How long an ordered reboot may take before the hardware is left to do it.
 pub const REBOOT_GRACE: Duration = Duration::from_secs(90);
 /// The same where PID 1 or the disk hangs and the kernel is asked directly.
-pub const FORCED_GRACE: Duration = Duration::from_secs(20);
+pub const FORCED_GRACE: Duration = Duration::from_secs(30);
 /// How long an orderly shutdown may take.
 pub const SHUTDOWN_LIMIT: Duration = Duration::from_secs(150);
 /// How long an expected child has to register, counted from the first step.
@@ -253,7 +253,7 @@ impl Tree {
     }
 
     /// Adds a child that is watched whether or not it registers. `first_sign_within` is how long it may be
-    /// silent from now on before its `timeout` counts.
+    /// silent from now on before its `timeout` counts. One that is watched already only gets the new `timeout`.
     pub fn expect(
         &mut self,
         now: Now,
@@ -263,6 +263,10 @@ impl Tree {
         ceiling: Ceiling,
         first_sign_within: Duration,
     ) {
+        if let Some(known) = self.children.get_mut(&name) {
+            known.timeout = timeout;
+            return;
+        }
         let child = Child {
             unit,
             group: String::new(),
@@ -606,12 +610,6 @@ impl Tree {
     #[must_use]
     pub fn wanted(&self) -> Option<&str> {
         self.wanted.as_ref().map(|w| w.reason.as_str())
-    }
-
-    /// The process that speaks for `name`.
-    #[must_use]
-    pub fn speaker(&self, name: &Name) -> Option<i32> {
-        self.children.get(name)?.pid
     }
 
     /// Time since boot at which an uncommitted trial ends.

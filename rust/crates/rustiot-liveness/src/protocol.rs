@@ -1,7 +1,7 @@
 //! The datagrams that children send to `/run/rustiot/watchdog.sock`: a total parser and its inverse.
 //!
 //! Never trusts the bytes: length, character set and numbers are bounded here, who may say what is decided by
-//! the kernel's credentials in [`crate::service`]. Contract: `docs/contracts/watchdog.md`.
+//! the kernel's credentials by the watchdog. Contract: `docs/contracts/watchdog.md`.
 
 use std::fmt;
 use std::time::Duration;
