@@ -45,7 +45,7 @@ impl Lab {
     /// The machine that plays `board`.
     pub fn spec(&self, board: &Board) -> Result<Spec> {
         let name = &board.name;
-        let qemu = board.qemu.clone().ok_or_else(|| anyhow!("QEMU cannot play {name}"))?;
+        let mut qemu = board.qemu.clone().ok_or_else(|| anyhow!("QEMU cannot play {name}"))?;
         let in_toolbox = |path: &str| self.toolbox.root().join(path.trim_start_matches('/'));
         let firmware = match qemu.firmware.kind {
             FirmwareKind::Pflash => {
@@ -54,6 +54,13 @@ impl Lab {
             }
             FirmwareKind::Uboot => Firmware::Bios(qemu.firmware.code.into()),
         };
+        if board.boot.uboot.as_ref().is_some_and(|uboot| uboot.own_env.is_some()) {
+            // The board area: the loader's own environment with the boot script, on a chip that nothing writes.
+            let chip = self.context.cache().join(format!("{name}-flash.img"));
+            rustiot_image::fit::write_own_env(&self.context.conf("uboot"), board, &chip)?;
+            let drive = format!("if=pflash,unit=1,format=raw,readonly=on,file={}", chip.display());
+            qemu.args.extend(["-drive".into(), drive]);
+        }
         Ok(Spec {
             program: qemu.binary,
             machine: qemu.machine,
