@@ -144,7 +144,8 @@ type Step = Result<(Record, Vec<Effect>), Refused>;
 pub fn step(record: &Record, event: Event) -> Step {
     let mut next = record.clone();
     let mut effects = Vec::new();
-    if !matches!(event, Event::Booted { .. }) {
+    let booted_now = matches!(event, Event::Booted { .. });
+    if !booted_now {
         passing_through(record)?;
     }
     match event {
@@ -168,13 +169,13 @@ pub fn step(record: &Record, event: Event) -> Step {
         Event::ShuttingDown { boot_id } => running(&mut next, &boot_id)?.clean = true,
     }
     // The loader's part of the effects follows from the two records alone, so no arm can forget it.
-    let always = effects.iter().any(|effect| matches!(effect, Effect::Continue(_) | Effect::Rescue { .. }));
-    let mut all = loader_effects(record, &next, always || next.last_boot() != record.last_boot());
+    let mut all = loader_effects(record, &next, booted_now);
     all.append(&mut effects);
     Ok((next, all))
 }
 
-/// What brings the loader from `old`'s selection to `new`'s; with `all`, also what ought to be there already.
+/// What brings the loader from `old`'s selection to `new`'s; with `all`, also what ought to be there already: a boot
+/// has spent the one-shot, and the firmware may have lost the rest.
 fn loader_effects(old: &Record, new: &Record, all: bool) -> Vec<Effect> {
     let (old, new) = (old.selection(), new.selection());
     let mut effects = Vec::new();

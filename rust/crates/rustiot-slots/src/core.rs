@@ -67,19 +67,30 @@ impl<S: Storage> Core<S> {
         Core { ledger, memory, record, loader, notes }
     }
 
-    /// One event: the record is durable and the loader is told when this returns.
+    /// One event: the record is durable and the loader is told when this returns. In a boot under way the decision
+    /// counts more than a loader that cannot be told, which becomes a note; else that is an error.
     pub(crate) fn apply(&mut self, event: Event) -> Result<Applied, Error> {
+        let booting = is_booting(&event);
         let (next, effects) = step(&self.record, event)?;
         if next != self.record {
             self.remember(next)?;
         }
         let mut applied = Applied { effects: Vec::new(), default_changed: false };
         for effect in effects {
-            match effect {
-                Effect::SetDefault(slot) => applied.default_changed |= self.loader.set_default(slot)?,
-                Effect::SetNext(slot) => drop(self.loader.set_next(slot)?),
-                Effect::ClearNext => drop(self.loader.clear_next()?),
-                other => applied.effects.push(other),
+            let told = match effect {
+                Effect::SetDefault(slot) => {
+                    self.loader.set_default(slot).map(|changed| applied.default_changed |= changed)
+                }
+                Effect::SetNext(slot) => self.loader.set_next(slot).map(drop),
+                Effect::ClearNext => self.loader.clear_next().map(drop),
+                other => {
+                    applied.effects.push(other);
+                    Ok(())
+                }
+            };
+            match told {
+                Err(error) if booting => self.notes.push(describe(&error)),
+                told => told?,
             }
         }
         Ok(applied)
@@ -108,6 +119,11 @@ impl<S: Storage> Core<S> {
         }
         Ok(())
     }
+}
+
+/// What happens before the real init runs.
+pub(crate) fn is_booting(event: &Event) -> bool {
+    matches!(event, Event::Booted { .. } | Event::RootUnusable { .. } | Event::Retry)
 }
 
 /// An error and its causes on one line.

@@ -12,6 +12,8 @@ mod machine;
 pub mod rauc_backend;
 mod shell;
 mod status;
+#[cfg(test)]
+mod testing;
 
 pub use core::{Applied, Memory};
 pub use machine::{BootReport, Paths, parse_boot_report};

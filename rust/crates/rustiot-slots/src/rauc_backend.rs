@@ -98,3 +98,105 @@ fn run(command: Command, paths: Paths, loader: Box<dyn Loader>) -> Result<Option
     shell.apply(event)?;
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustiot_boot::{Effect, Release, ResetReason};
+
+    use super::*;
+    use crate::testing::Device;
+
+    /// What RAUC asks and what it gets; `Err` with the exit code.
+    fn ask(device: &Device, args: &str) -> Result<Option<&'static str>, u8> {
+        let args: Vec<String> = args.split_whitespace().map(str::to_owned).collect();
+        let command = parse(&args).ok_or(USAGE)?;
+        run(command, device.paths(), device.loader()).map_err(|error| error.exit_code())
+    }
+
+    fn announce(device: &Device) {
+        let release = Release { version: "2.0.0".into(), manifest_hash: "hash-2".into() };
+        device.tell(Event::Announce { id: "tx".into(), release, force: false }).unwrap();
+    }
+
+    /// An installation, a trial and a commit, in the order in which RAUC 1.13 and the services call.
+    #[test]
+    fn a_whole_update_as_rauc_sees_it() {
+        let mut device = Device::new();
+        device.boot(ResetReason::Unknown);
+        assert_eq!(ask(&device, "get-current"), Ok(Some("A")));
+        assert_eq!(ask(&device, "get-primary"), Ok(Some("A")));
+        assert_eq!(ask(&device, "get-state A"), Ok(Some("good")));
+        assert_eq!(ask(&device, "get-state B"), Ok(Some("good")));
+
+        assert_eq!(ask(&device, "set-state B bad"), Err(3), "nobody announced a release");
+        announce(&device);
+        assert_eq!(ask(&device, "set-state A bad"), Ok(None), "no trial: noted, and nothing follows");
+        assert_eq!(ask(&device, "set-state B bad"), Ok(None));
+        assert_eq!(ask(&device, "get-state B"), Ok(Some("bad")));
+        assert_eq!(ask(&device, "set-primary B"), Err(3), "it is half written");
+        assert_eq!(ask(&device, "set-state B good"), Err(3), "and no word of RAUC makes it good");
+        device.tell(Event::WriteFinished { ok: true }).unwrap();
+
+        assert_eq!(ask(&device, "set-primary B"), Ok(None));
+        assert_eq!(ask(&device, "get-primary"), Ok(Some("B")));
+        assert_eq!(ask(&device, "set-primary A"), Ok(None));
+        assert_eq!(ask(&device, "get-primary"), Ok(Some("A")));
+        assert_eq!(ask(&device, "set-primary B"), Ok(None));
+
+        device.boot(ResetReason::Clean);
+        assert_eq!(ask(&device, "get-current"), Ok(Some("B")));
+        assert_eq!(ask(&device, "get-primary"), Ok(Some("A")));
+        assert_eq!(ask(&device, "set-state B good"), Err(3), "the gate has not passed");
+        device.prove();
+        assert_eq!(ask(&device, "set-primary B"), Err(3), "only a commit makes it the default");
+        assert_eq!(ask(&device, "set-state B good"), Ok(None));
+        assert_eq!(ask(&device, "set-state B good"), Ok(None), "again does no harm");
+        assert_eq!(ask(&device, "get-primary"), Ok(Some("B")));
+        assert_eq!(device.loader().default_slot().unwrap(), Some(Slot::B));
+        assert_eq!(ask(&device, "set-state A good"), Ok(None));
+    }
+
+    #[test]
+    fn marking_a_trial_bad_ends_it() {
+        let mut device = Device::new();
+        device.boot(ResetReason::Unknown);
+        announce(&device);
+        ask(&device, "set-state B bad").unwrap();
+        device.tell(Event::WriteFinished { ok: true }).unwrap();
+        ask(&device, "set-primary B").unwrap();
+        device.boot(ResetReason::Clean);
+        assert_eq!(ask(&device, "set-state B bad"), Ok(None));
+        let effects = device.boot(ResetReason::Clean);
+        assert!(
+            matches!(&effects[..], [Effect::Outcome { result: Err(reason), .. }, _] if reason.contains("marked bad"))
+        );
+        assert_eq!(ask(&device, "get-current"), Ok(Some("A")));
+        assert_eq!(ask(&device, "get-state B"), Ok(Some("bad")));
+    }
+
+    #[test]
+    fn other_words_are_usage_errors() {
+        let device = Device::new();
+        for args in [
+            "",
+            "get-state",
+            "get-state C",
+            "get-state a",
+            "set-state A",
+            "set-state A fine",
+            "get-primary A",
+        ] {
+            assert_eq!(ask(&device, args), Err(USAGE), "{args}");
+        }
+    }
+
+    #[test]
+    fn without_a_ledger_rauc_may_look_but_not_touch() {
+        let mut device = Device::new();
+        device.boot_without_state();
+        assert_eq!(ask(&device, "get-current"), Ok(Some("A")));
+        assert_eq!(ask(&device, "get-primary"), Ok(Some("A")));
+        assert_eq!(ask(&device, "get-state B"), Ok(Some("good")));
+        assert_eq!(ask(&device, "set-state B bad"), Err(3));
+    }
+}

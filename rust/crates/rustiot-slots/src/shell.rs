@@ -15,7 +15,7 @@ use rustiot_loader::Loader;
 
 use crate::{
     Applied, Error, Memory, Paths,
-    core::{Core, describe},
+    core::{Core, describe, is_booting},
 };
 
 /// Name of the ledger in its directory.
@@ -113,7 +113,7 @@ impl SlotShell {
         self.core.memory
     }
 
-    /// What was wrong with ledger or loader when it was opened, for people. Nothing in it stops anything.
+    /// What was wrong with ledger or loader and stopped nothing, for people.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.core.notes
@@ -123,10 +123,10 @@ impl SlotShell {
     ///
     /// # Errors
     /// [`Error::Refused`] and [`Error::NoLedger`]: nothing changed. [`Error::Ledger`]: nothing changed.
-    /// [`Error::Loader`]: the record is durable; the loader is tried again at the next opening.
+    /// [`Error::Loader`]: the record is durable; the loader is tried again at the next opening. In a boot under way
+    /// (`Booted`, `RootUnusable`, `Retry`) that is a [note](SlotShell::notes) instead: the decision must be obeyed.
     pub fn apply(&mut self, event: Event) -> Result<Applied, Error> {
-        let booting = matches!(event, Event::Booted { .. } | Event::RootUnusable { .. } | Event::Retry);
-        if self.core.memory == Memory::Volatile && !booting {
+        if self.core.memory == Memory::Volatile && !is_booting(&event) {
             return Err(Error::NoLedger);
         }
         self.core.apply(event)
@@ -174,4 +174,112 @@ fn lock(paths: &Paths) -> Result<File, Error> {
         }
     }
     Err(Error::Busy { path: paths.lock.display().to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustiot_boot::{BootKind, Phase, Release, ResetReason};
+
+    use super::*;
+    use crate::testing::Device;
+
+    #[test]
+    fn init_makes_the_ledger_on_a_mounted_state() {
+        let mut device = Device::new();
+        assert_eq!(device.boot(ResetReason::Unknown), [Effect::Continue(BootKind::Normal)]);
+        let shell = device.open();
+        assert_eq!((shell.memory(), shell.notes().len()), (Memory::Durable, 0));
+        assert_eq!(shell.record().boots.len(), 1);
+    }
+
+    #[test]
+    fn provisioning_makes_it_when_init_could_not() {
+        let mut device = Device::new();
+        assert_eq!(device.boot_without_state(), [Effect::Continue(BootKind::Normal)]);
+        assert!(fs::read_dir(device.root().join("state")).unwrap().next().is_none(), "nothing was written");
+        let gate = || Event::GatePassed { boot_id: device.boot_id() };
+        assert!(matches!(device.tell(gate()), Err(Error::NoLedger)));
+        assert_eq!(device.open().record().last_boot().map(|boot| boot.slot), Some(Slot::A));
+
+        assert_eq!(device.open().ensure_ledger().unwrap(), []);
+        assert_eq!(device.open().ensure_ledger().unwrap(), [], "again does nothing");
+        assert_eq!(device.open().record().boots.len(), 1);
+        device.tell(gate()).unwrap();
+    }
+
+    #[test]
+    fn provisioning_enters_a_boot_that_init_could_not() {
+        let mut device = Device::new();
+        device.boot(ResetReason::Unknown);
+        device.prove();
+        // The state partition could not be mounted in the initramfs and is repaired later.
+        device.boot_without_state();
+        assert!(matches!(
+            device.tell(Event::GatePassed { boot_id: device.boot_id() }),
+            Err(Error::Refused(_))
+        ));
+        assert_eq!(device.open().ensure_ledger().unwrap(), [Effect::Continue(BootKind::Normal)]);
+        assert_eq!(device.open().record().boots.len(), 2);
+        device.prove();
+    }
+
+    #[test]
+    fn a_loader_left_behind_by_a_power_cut_is_put_right() {
+        let mut device = Device::new();
+        device.boot(ResetReason::Unknown);
+        device.prove();
+        let release = Release { version: "2.0.0".into(), manifest_hash: "hash-2".into() };
+        device.tell(Event::Announce { id: "tx".into(), release, force: false }).unwrap();
+        device.tell(Event::WriteStarted { slot: Slot::B }).unwrap();
+        device.tell(Event::WriteFinished { ok: true }).unwrap();
+        device.tell(Event::Activate { slot: Slot::B }).unwrap();
+        device.loader().clear_next().unwrap();
+        assert!(matches!(device.open().record().phase, Phase::Armed(_)));
+        assert_eq!(device.loader().next_slot().unwrap(), Some(Slot::B));
+    }
+
+    #[test]
+    fn a_loader_that_fails_is_noted_and_does_not_hide_the_ledger() {
+        let mut device = Device::new();
+        device.boot(ResetReason::Unknown);
+        fs::remove_file(device.root().join("dev/uboot-env")).unwrap();
+        let mut shell = device.open();
+        assert_eq!(shell.notes().len(), 1, "{:?}", shell.notes());
+        shell.apply(Event::GatePassed { boot_id: device.boot_id() }).unwrap();
+        assert!(shell.record().last_boot().unwrap().healthy);
+        drop(shell);
+        let mut shell = SlotShell::for_boot(device.paths(), device.loader(), Slot::A, true).unwrap();
+        let event = Event::Booted {
+            slot: Slot::A,
+            boot_id: "next".into(),
+            reset: ResetReason::Clean,
+            pstore_tail: vec![],
+        };
+        assert_eq!(shell.apply(event).unwrap().effects, [Effect::Continue(BootKind::Normal)]);
+        assert_eq!(shell.notes().len(), 2, "{:?}", shell.notes());
+    }
+
+    #[test]
+    fn a_second_holder_waits_for_the_first() {
+        let mut device = Device::new();
+        device.boot(ResetReason::Unknown);
+        let first = device.open();
+        let paths = device.paths();
+        let held = OpenOptions::new().write(true).open(&paths.lock).unwrap();
+        assert!(matches!(held.try_lock(), Err(TryLockError::WouldBlock)));
+        drop(first);
+        assert!(held.try_lock().is_ok());
+    }
+
+    #[test]
+    fn a_report_of_another_boot_is_none() {
+        let mut device = Device::new();
+        device.boot(ResetReason::Unknown);
+        let report = r#"{"slot":"b","boot_id":"long ago"}"#;
+        rustiot_durable::atomic_write(&device.paths().report, report.as_bytes()).unwrap();
+        assert_eq!(device.paths().read_report().unwrap(), None);
+        rustiot_durable::atomic_write(&device.paths().report, b"{").unwrap();
+        let error = SlotShell::open(device.paths(), device.loader()).err().unwrap();
+        assert!(matches!(error, Error::Machine { .. }));
+    }
 }

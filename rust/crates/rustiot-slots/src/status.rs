@@ -136,3 +136,56 @@ pub fn status(paths: &Paths, loader: Option<&mut dyn Loader>) -> Status {
         complaints,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rustiot_boot::ResetReason;
+
+    use super::*;
+    use crate::testing::Device;
+
+    #[test]
+    fn the_status_is_read_without_lock_and_without_change() {
+        let mut device = Device::new();
+        device.boot(ResetReason::Unknown);
+        let _held = device.open();
+        let status = status(&device.paths(), Some(device.loader().as_mut()));
+        assert_eq!((status.running, status.kind), (Some(Slot::A), Some(BootKind::Normal)));
+        assert_eq!(status.loader, Some(LoaderStatus { default: Some(Slot::A), next: None }));
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["phase"], "idle");
+        assert_eq!(
+            json["slots"][0],
+            serde_json::json!({"slot":"a","running":true,"committed":true,"state":"unknown"})
+        );
+        assert_eq!(json["boots"][0]["reset"], "unknown");
+    }
+
+    #[test]
+    fn what_is_missing_is_said_and_stops_nothing() {
+        let device = Device::new();
+        std::fs::remove_file(device.root().join("dev/uboot-env")).unwrap();
+        std::fs::create_dir_all(&device.paths().ledger).unwrap();
+        rustiot_durable::atomic_write(&device.paths().ledger.join("ledger.1"), b"rubbish").unwrap();
+        let status = status(&device.paths(), Some(device.loader().as_mut()));
+        assert!(!status.remembered);
+        assert_eq!(status.complaints.len(), 2, "{:?}", status.complaints);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_record_or_refused(bytes: Vec<u8>) {
+            let _ = parse_record(&bytes);
+            let _ = crate::parse_boot_report(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_record_never_panics(at: prop::sample::Index, byte: u8) {
+            let mut bytes = serde_json::to_vec(&Record::fresh(Slot::A)).unwrap();
+            let index = at.index(bytes.len());
+            bytes[index] = byte;
+            let _ = parse_record(&bytes);
+        }
+    }
+}
