@@ -1,1 +1,90 @@
-//! First boot and every boot: file systems, identity, configuration.
+//! First boot and every boot: file systems, identity, the owner's configuration.
+//!
+//! Idempotent steps, each of which looks at the thing itself; power may go between any two and in the middle of any
+//! one. Never updates the system, never talks to the network, never writes to the `config` partition. Called by
+//! `rustiot-provision.service` and `rustiot-provision-late.service` through the multi-call binary, and by
+//! `rustiot provision apply|status`. Contract: `docs/contracts/provision.md`.
+
+mod apply;
+pub mod gpt;
+mod identity;
+mod journal;
+pub mod linux;
+pub mod os;
+mod run;
+pub mod status;
+mod storage;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+pub use status::{Outcome, STATUS, Status, Step};
+
+use std::path::Path;
+
+/// The early part, before the network and before the journal is kept. Returns what it did; it has been written to
+/// [`STATUS`] as well. Needs root.
+pub fn run_early() -> Status {
+    run::early(&linux::Linux)
+}
+
+/// The late part, when the system is up: lets `data` fill its partition. Needs root.
+pub fn run_late() -> Status {
+    run::late(&linux::Linux)
+}
+
+/// Reads the owner's files again and tells who uses them. Needs root.
+pub fn apply() -> Status {
+    run::reapply(&linux::Linux)
+}
+
+/// What the runs of this start have left; `None` when there was none yet, or its file is damaged.
+#[must_use]
+pub fn status() -> Option<Status> {
+    let bytes = os::Os::read(&linux::Linux, Path::new(STATUS), 1 << 20).ok().flatten()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// The command line of `rustiot-provision`: `early`, `late`, `apply` or `status [--json]`, without the program's
+/// name. Returns the exit code: 0 ok, 1 a step failed, 2 usage, 3 not provisioned yet.
+///
+/// A start must go on whatever happens here, so the units ignore the code; people and scripts do not.
+pub fn main(arguments: impl IntoIterator<Item = String>) -> u8 {
+    let arguments: Vec<String> = arguments.into_iter().collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let status = match arguments.as_slice() {
+        ["early"] => Some(run_early()),
+        ["late"] => Some(run_late()),
+        ["apply"] => Some(apply()),
+        ["status"] | ["status", "--json"] => status(),
+        _ => {
+            eprintln!("usage: rustiot-provision early | late | apply | status [--json]");
+            return 2;
+        }
+    };
+    let Some(status) = status else {
+        eprintln!("this start has not been provisioned yet (there is no {STATUS})");
+        return 3;
+    };
+    match arguments.as_slice() {
+        [_, "--json"] => println!("{}", serde_json::to_string_pretty(&status).unwrap_or_default()),
+        ["early" | "late"] => report(&status),
+        _ => print!("{}", status.text()),
+    }
+    u8::from(status.steps.iter().any(|step| step.outcome == Outcome::Failed))
+}
+
+/// For the journal, with the priorities of sd-daemon(3): only what is not as it was.
+fn report(status: &Status) {
+    for Step { name, outcome, detail, .. } in &status.steps {
+        match outcome {
+            Outcome::Unchanged => {}
+            Outcome::Done => eprintln!("<5>{name}: {detail}"),
+            Outcome::Degraded => eprintln!("<4>{name}: {detail}"),
+            Outcome::Failed => eprintln!("<3>{name}: {detail}"),
+        }
+    }
+    for message in &status.messages {
+        eprintln!("<4>{message}");
+    }
+}

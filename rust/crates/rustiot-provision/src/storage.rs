@@ -1,0 +1,290 @@
+//! Steps: the file systems of `state` and `data`, the `config` partition, growth, and the directories of `/var`.
+//!
+//! The rules: what is there and can be mounted is used; what holds no file system gets one; what is broken is
+//! repaired, and made anew when repair does not help; a medium that cannot be *read* is never formatted, because it
+//! may work again on the next start. When all fails there is memory in its place: the device stays reachable.
+
+use crate::gpt;
+use crate::journal::Journal;
+use crate::os::{Disk, Mount, Os, Partition};
+use crate::status::Outcome;
+use std::io;
+use std::path::Path;
+
+/// How a step ended, with what there is to say.
+pub(crate) type Result = (Outcome, String);
+
+const MIB: u64 = 1 << 20;
+
+/// Where ext4 keeps its superblock, and in it the magic number and the state (Documentation/filesystems/ext4,
+/// "super block"): the second bit of the state says that the kernel found errors.
+const SUPERBLOCK: u64 = 1024;
+const MAGIC_AT: usize = 56;
+const STATE_AT: usize = 58;
+const LABEL_AT: usize = 120;
+const MAGIC: u16 = 0xef53;
+const ERROR_FS: u16 = 2;
+/// A file system has this at the end of its label until it is whole: a broken one that says so held nothing.
+const UNFINISHED: &str = "-new";
+/// How much of a partition is looked at to call it blank.
+const PROBE: usize = 128 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Ext4 { errors: bool, unfinished: bool },
+    Blank,
+    Other,
+}
+
+fn probe(os: &impl Os, partition: &Partition) -> io::Result<Found> {
+    let length = PROBE.min(usize::try_from(partition.bytes).unwrap_or(PROBE));
+    let bytes = os.read_device(&partition.device, 0, length)?;
+    let superblock = usize::try_from(SUPERBLOCK).ok().and_then(|at| bytes.get(at..)).unwrap_or(&[]);
+    let field =
+        |at: usize| superblock.get(at..).and_then(<[u8]>::first_chunk).map(|b| u16::from_le_bytes(*b));
+    if field(MAGIC_AT) == Some(MAGIC) {
+        let label =
+            superblock.get(LABEL_AT..).and_then(<[u8]>::first_chunk::<16>).copied().unwrap_or_default();
+        let end = label.iter().position(|byte| *byte == 0).unwrap_or(label.len());
+        let unfinished = label.get(..end).is_some_and(|label| label.ends_with(UNFINISHED.as_bytes()));
+        return Ok(Found::Ext4 { errors: field(STATE_AT).unwrap_or(0) & ERROR_FS != 0, unfinished });
+    }
+    let blank = [0, 0xff].iter().any(|fill| bytes.iter().all(|byte| byte == fill));
+    Ok(if blank { Found::Blank } else { Found::Other })
+}
+
+/// Repairs. e2fsck(8): 0 clean, 1 repaired, 2 repaired and a restart is due; above that errors are left.
+fn repair(os: &impl Os, partition: &Partition) -> std::result::Result<(), String> {
+    match os.run("e2fsck", &["-f", "-y", &partition.device]) {
+        Ok(ran) if ran.code.is_some_and(|code| (0..=2).contains(&code)) => Ok(()),
+        Ok(ran) => Err(format!("e2fsck ended with {:?}: {}", ran.code, ran.stderr)),
+        Err(error) => Err(format!("e2fsck cannot be run: {error}")),
+    }
+}
+
+fn succeed(os: &impl Os, program: &str, arguments: &[&str]) -> std::result::Result<(), String> {
+    match os.run(program, arguments) {
+        Ok(ran) if ran.code == Some(0) => Ok(()),
+        Ok(ran) => Err(format!("{program} ended with {:?}: {}", ran.code, ran.stderr)),
+        Err(error) => Err(format!("{program} cannot be run: {error}")),
+    }
+}
+
+fn make(os: &impl Os, partition: &Partition, label: &str) -> std::result::Result<(), String> {
+    let label = format!("{label}{UNFINISHED}");
+    // -m 0: nothing here runs as an ordinary user that could fill it up. Lazy initialisation: quick on a large
+    // medium; the kernel does the rest in the background.
+    let arguments =
+        ["-q", "-F", "-L", &label, "-m", "0", "-b", "4096", "-E", "lazy_itable_init=1,lazy_journal_init=1"];
+    let arguments: Vec<&str> = arguments.into_iter().chain([partition.device.as_str()]).collect();
+    succeed(os, "mkfs.ext4", &arguments)
+}
+
+/// Gives a file system that is whole its label.
+fn finish(os: &impl Os, partition: &Partition, label: &str) -> std::result::Result<(), String> {
+    succeed(os, "tune2fs", &["-L", label, &partition.device])
+}
+
+/// The file system of a partition, mounted: made, repaired or made anew as it needs.
+pub(crate) fn file_system(os: &impl Os, disk: &Disk, label: &str) -> Result {
+    let target = format!("/{label}");
+    let Some(partition) = disk.partition(label) else {
+        return in_memory(os, &target, format!("there is no partition {label:?}"));
+    };
+    match os.mounted(&target) {
+        Ok(Some((kind, _))) if kind == "ext4" => return mounted_already(os, partition, label),
+        Ok(Some(_)) => {
+            // Memory of an earlier run that failed.
+            if let Err(error) = os.unmount(&target) {
+                return (
+                    Outcome::Degraded,
+                    format!("{target} is in use and cannot be put right now: {error}"),
+                );
+            }
+        }
+        Ok(None) => {}
+        Err(error) => return (Outcome::Failed, format!("the list of mounts cannot be read: {error}")),
+    }
+    let mount = || os.mount(Mount::Ext4(&partition.device), &target);
+    let lost = match probe(os, partition) {
+        Err(error) => return in_memory(os, &target, format!("{label} cannot be read ({error})")),
+        Ok(Found::Blank) => None,
+        Ok(Found::Other) => Some(format!("{label} held something that is no ext4")),
+        Ok(Found::Ext4 { unfinished, .. }) => {
+            let Err(error) = mount() else { return mounted_already(os, partition, label) };
+            match repair(os, partition).and_then(|()| mount().map_err(|error| error.to_string())) {
+                Ok(()) => {
+                    return (
+                        Outcome::Done,
+                        format!("{label} could not be mounted ({error}) and was repaired"),
+                    );
+                }
+                Err(_) if unfinished => None,
+                Err(why) => Some(format!("{label} cannot be mounted, nor repaired ({why})")),
+            }
+        }
+    };
+    let made = make(os, partition, label)
+        .and_then(|()| mount().map_err(|error| error.to_string()))
+        .and_then(|()| finish(os, partition, label));
+    match (made, lost) {
+        (Ok(()), None) => (Outcome::Done, "made".into()),
+        (Ok(()), Some(why)) => (Outcome::Degraded, format!("{why}; made anew, its content is lost")),
+        (Err(error), None) => in_memory(os, &target, format!("{label} cannot be made ({error})")),
+        (Err(error), Some(why)) => {
+            in_memory(os, &target, format!("{why}, and cannot be made anew ({error})"))
+        }
+    }
+}
+
+/// A mounted file system in which the kernel has found errors is repaired while nobody uses it yet.
+fn mounted_already(os: &impl Os, partition: &Partition, label: &str) -> Result {
+    let target = format!("/{label}");
+    match probe(os, partition) {
+        Ok(Found::Ext4 { errors: true, .. }) => {}
+        Ok(Found::Ext4 { unfinished: true, .. }) => {
+            return match finish(os, partition, label) {
+                Ok(()) => (Outcome::Done, "made".into()),
+                Err(error) => (Outcome::Failed, error),
+            };
+        }
+        _ => return (Outcome::Unchanged, String::new()),
+    }
+    if let Err(error) = os.unmount(&target) {
+        return (
+            Outcome::Degraded,
+            format!("{target} has errors, but is in use and cannot be repaired: {error}"),
+        );
+    }
+    let repaired = repair(os, partition);
+    match (repaired, os.mount(Mount::Ext4(&partition.device), &target)) {
+        (Ok(()), Ok(())) => (Outcome::Done, format!("{target} had errors and was repaired")),
+        (Err(why), Ok(())) => {
+            (Outcome::Degraded, format!("{target} has errors that repair does not end: {why}"))
+        }
+        (_, Err(error)) => {
+            in_memory(os, &target, format!("{target} cannot be mounted after repair ({error})"))
+        }
+    }
+}
+
+fn in_memory(os: &impl Os, target: &str, why: String) -> Result {
+    match os.mount(Mount::Memory, target) {
+        Ok(()) => (Outcome::Degraded, format!("{why}; {target} is in memory until the next start")),
+        Err(error) => (Outcome::Failed, format!("{why}, and memory cannot be mounted at {target}: {error}")),
+    }
+}
+
+/// Mounts the owner's partition, read only. Run again, it shows what was changed on the medium meanwhile.
+pub(crate) fn config(os: &impl Os, disk: &Disk) -> Result {
+    const TARGET: &str = "/config";
+    let Some(partition) = disk.partition("config") else {
+        return (Outcome::Degraded, "there is no partition \"config\": last good values are used".into());
+    };
+    let was = os.mounted(TARGET).ok().flatten().is_some();
+    if was && let Err(error) = os.unmount(TARGET) {
+        // Somebody works in there: what he wrote through this mount is seen anyway.
+        return (Outcome::Unchanged, format!("/config is in use and was not mounted afresh: {error}"));
+    }
+    match os.mount(Mount::Fat(&partition.device), TARGET) {
+        Ok(()) if was => (Outcome::Unchanged, String::new()),
+        Ok(()) => (Outcome::Done, String::new()),
+        Err(error) => (Outcome::Degraded, format!("cannot be mounted ({error}): last good values are used")),
+    }
+}
+
+/// What lies in `/var` and must outlive a start: `(directory on state or data, mode, place in /var)`.
+const BINDS: [(&str, u32, &str); 2] =
+    [("/data/log", 0o755, "/var/log"), ("/state/systemd", 0o755, "/var/lib/systemd")];
+
+/// Brings the lasting directories to their places in `/var`, which itself is memory.
+pub(crate) fn var(os: &impl Os) -> Result {
+    let mut outcome = Outcome::Unchanged;
+    let mut problems = Vec::new();
+    for (source, mode, target) in BINDS {
+        if matches!(os.mounted(target), Ok(Some(_))) {
+            continue;
+        }
+        let bound = os
+            .make_dir(Path::new(source), mode)
+            .and_then(|()| os.make_dir(Path::new(target), mode))
+            .and_then(|()| os.mount(Mount::Bind(source), target));
+        match bound {
+            Ok(()) if outcome == Outcome::Unchanged => outcome = Outcome::Done,
+            Ok(()) => {}
+            Err(error) => {
+                outcome = Outcome::Degraded;
+                problems.push(format!("{target} is not kept over a restart: {error}"));
+            }
+        }
+    }
+    (outcome, problems.join("; "))
+}
+
+struct Medium<'a, O> {
+    os: &'a O,
+    device: &'a str,
+}
+
+impl<O: Os> gpt::Read for Medium<'_, O> {
+    fn read(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
+        self.os.read_device(self.device, offset, length).ok()
+    }
+}
+
+/// Grows the `data` partition to the end of the medium and tells the kernel. The file system follows in
+/// [`grow_data`], or is made large enough from the start.
+pub(crate) fn grow_table(os: &impl Os, disk: &Disk, journal: &mut Journal) -> Result {
+    if journal.table_for == disk.bytes {
+        return (Outcome::Unchanged, String::new());
+    }
+    let medium = Medium { os, device: &disk.device };
+    let plan = match gpt::grow(&medium, disk.bytes, disk.sector, "data") {
+        Ok(plan) => plan,
+        Err(error) => return (Outcome::Degraded, error.to_string()),
+    };
+    for (offset, bytes) in &plan.writes {
+        if let Err(error) = os.write_device(&disk.device, *offset, bytes) {
+            return (Outcome::Failed, format!("the partition table cannot be written: {error}"));
+        }
+    }
+    let known = disk.partition("data").map_or(0, |partition| partition.bytes);
+    if known != plan.partition.length
+        && let Err(error) = os.resize_partition(&disk.device, plan.partition)
+    {
+        // The table is right; the kernel reads it on the next start.
+        return (Outcome::Failed, format!("the kernel does not take the new size of data now: {error}"));
+    }
+    if let Err(error) = journal.update(os, |journal| journal.table_for = disk.bytes) {
+        return (Outcome::Failed, format!("the journal cannot be written: {error}"));
+    }
+    match known.cmp(&plan.partition.length) {
+        std::cmp::Ordering::Less => {
+            let (from, to) = (known / MIB, plan.partition.length / MIB);
+            (Outcome::Done, format!("data grows from {from} to {to} MiB"))
+        }
+        _ if plan.writes.is_empty() => (Outcome::Unchanged, String::new()),
+        _ => (Outcome::Done, "the partition table was put right".into()),
+    }
+}
+
+/// Lets the mounted file system of `data` fill its partition, while it is in use.
+pub(crate) fn grow_data(os: &impl Os, disk: &Disk, journal: &mut Journal) -> Result {
+    let Some(partition) = disk.partition("data") else {
+        return (Outcome::Degraded, "there is no partition \"data\"".into());
+    };
+    if journal.data_filled == partition.bytes {
+        return (Outcome::Unchanged, String::new());
+    }
+    match os.mounted("/data") {
+        Ok(Some((kind, _))) if kind == "ext4" => {}
+        _ => return (Outcome::Degraded, "data is not on its partition".into()),
+    }
+    if let Err(error) = succeed(os, "resize2fs", &[&partition.device]) {
+        return (Outcome::Failed, error);
+    }
+    match journal.update(os, |journal| journal.data_filled = partition.bytes) {
+        Ok(()) => (Outcome::Done, format!("data has {} MiB", partition.bytes / MIB)),
+        Err(error) => (Outcome::Failed, format!("the journal cannot be written: {error}")),
+    }
+}
