@@ -5,7 +5,7 @@
 //! (`rustiot-init`). Never touches any other variable. Source: UEFI specification 2.10, sections 3.1 and 3.3.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     path::PathBuf,
@@ -45,14 +45,17 @@ fn label(slot: Slot) -> String {
 }
 
 /// The entries of both slots.
-#[derive(Clone, Copy)]
 struct Ours {
     a: u16,
     b: u16,
+    /// One had to be made or repaired.
+    changed: bool,
+    /// All entries that exist, foreign ones too.
+    known: BTreeSet<u16>,
 }
 
 impl Ours {
-    fn get(self, slot: Slot) -> u16 {
+    fn get(&self, slot: Slot) -> u16 {
         match slot {
             Slot::A => self.a,
             Slot::B => self.b,
@@ -92,7 +95,8 @@ impl UefiLoader {
         let fail = |source| Error::Io { action: "write", what: format!("UEFI variable {name}"), source };
         let path = self.path(name);
         let bytes = [ATTRIBUTES.to_le_bytes().as_slice(), data].concat();
-        let open = || OpenOptions::new().write(true).create(true).truncate(true).open(&path);
+        // Not truncated: that is a change of its own, which efivarfs need not survive.
+        let open = || OpenOptions::new().write(true).create(true).truncate(false).open(&path);
         let mut file = match open() {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 if let Ok(file) = File::open(&path) {
@@ -104,11 +108,15 @@ impl UefiLoader {
         }
         .map_err(fail)?;
         // One call: the kernel passes each write on to the firmware as a whole variable.
-        match file.write(&bytes) {
-            Ok(written) if written == bytes.len() => Ok(true),
-            Ok(_) => Err(fail(io::ErrorKind::WriteZero.into())),
-            Err(error) => Err(fail(error)),
+        if file.write(&bytes).map_err(fail)? != bytes.len() {
+            return Err(fail(io::ErrorKind::WriteZero.into()));
         }
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        // Never so on efivarfs, where the variable has just been replaced; a plain directory keeps what was longer.
+        if file.metadata().map_err(fail)?.len() > len {
+            file.set_len(len).map_err(fail)?;
+        }
+        Ok(true)
     }
 
     fn remove(&self, name: &str) -> Result<bool, Error> {
@@ -144,11 +152,11 @@ impl UefiLoader {
     }
 
     /// The entries of our slots, made or repaired if the partitions are known.
-    fn ensure_entries(&self) -> Result<(Ours, bool), Error> {
+    fn ensure_entries(&self) -> Result<Ours, Error> {
         let mut entries = self.entries()?;
         let (a, changed_a) = self.ensure_entry(&mut entries, Slot::A)?;
         let (b, changed_b) = self.ensure_entry(&mut entries, Slot::B)?;
-        Ok((Ours { a, b }, changed_a || changed_b))
+        Ok(Ours { a, b, changed: changed_a || changed_b, known: entries.into_keys().collect() })
     }
 
     fn ensure_entry(
@@ -237,15 +245,14 @@ impl Loader for UefiLoader {
     /// Puts the entry of `slot` first and that of the other slot second: firmware that cannot start the one tries the
     /// other by itself.
     fn set_default(&mut self, slot: Slot) -> Result<bool, Error> {
-        let (ours, repaired) = self.ensure_entries()?;
+        let ours = self.ensure_entries()?;
         let (first, second) = (ours.get(slot), ours.get(!slot));
-        let known = self.entries()?;
         let foreign = self
             .order()?
             .into_iter()
-            .filter(|number| *number != first && *number != second && known.contains_key(number));
+            .filter(|number| *number != first && *number != second && ours.known.contains(number));
         let order: Vec<u8> = [first, second].into_iter().chain(foreign).flat_map(u16::to_le_bytes).collect();
-        Ok(self.write("BootOrder", &order)? || repaired)
+        Ok(self.write("BootOrder", &order)? || ours.changed)
     }
 
     fn next_slot(&mut self) -> Result<Option<Slot>, Error> {
@@ -256,8 +263,8 @@ impl Loader for UefiLoader {
     }
 
     fn set_next(&mut self, slot: Slot) -> Result<bool, Error> {
-        let (ours, repaired) = self.ensure_entries()?;
-        Ok(self.write("BootNext", &ours.get(slot).to_le_bytes())? || repaired)
+        let ours = self.ensure_entries()?;
+        Ok(self.write("BootNext", &ours.get(slot).to_le_bytes())? || ours.changed)
     }
 
     /// A one-shot for a foreign entry was set by a person and stays.
@@ -371,6 +378,24 @@ mod tests {
         UefiLoader::new(dir.path().into(), Some(partitions())).set_default(Slot::A).unwrap();
         assert!(loader.set_next(Slot::B).unwrap());
         assert_eq!(loader.next_slot().unwrap(), Some(Slot::B));
+    }
+
+    /// The kernel makes variables that it does not know immutable; where the file system of the test has no such flag,
+    /// or we may not set it, there is nothing to see.
+    #[test]
+    fn an_immutable_variable_is_written_and_removed_all_the_same() {
+        let dir = firmware();
+        let loader = UefiLoader::new(dir.path().into(), None);
+        let path = loader.path("BootOrder");
+        let chattr = |flag: &str| std::process::Command::new("chattr").arg(flag).arg(&path).output();
+        if !chattr("+i").is_ok_and(|output| output.status.success()) {
+            println!("skipped: chattr +i does not work here");
+            return;
+        }
+        assert!(loader.write("BootOrder", &[1, 0]).unwrap());
+        assert_eq!(order(dir.path()), [1]);
+        assert!(chattr("+i").unwrap().status.success());
+        assert!(loader.remove("BootOrder").unwrap());
     }
 
     #[test]
