@@ -1,13 +1,20 @@
 //! The guarantees, one promise each. A test is added by writing it in the file of its subject and
 //! naming it in [`all`].
 
+mod damage;
+mod liveness;
+mod owner;
+mod refusals;
+mod trials;
 mod updates;
+
+use updates::update;
 
 use crate::runner::LabTest;
 
 /// Every test, in the order in which they run: the slowest first keeps both workers busy to the end.
 pub fn all() -> Vec<LabTest> {
-    [updates::TESTS].concat()
+    [trials::TESTS, damage::TESTS, updates::TESTS, owner::TESTS, refusals::TESTS, liveness::TESTS].concat()
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ fn updates_a_to_b_to_a_with_data_intact(ctx: &mut Ctx) -> Result<()> {
 }
 
 /// Installs `release`, waits until it runs, healthy and committed.
-fn update(machine: &Machine, server: &FileServer, release: &Release) -> Result<BootInfo> {
+pub(super) fn update(machine: &Machine, server: &FileServer, release: &Release) -> Result<BootInfo> {
     let before = machine.boot()?;
     let output = machine.install(&server.guest_url(&format!("{}.raucb", release.name)))?;
     ensure!(output.ok(), "the install ended with {}: {}{}", output.status, output.stdout, output.stderr);

@@ -1,0 +1,117 @@
+//! What the owner does to a device: configuration with mistakes, two devices from one image, power
+//! cuts in the first boot.
+
+use crate::ctx::Ctx;
+use crate::device::{Device, HEALTHY};
+use crate::runner::{LabTest, Tag};
+use anyhow::{Result, ensure};
+use testbed::writelog::Random;
+
+pub(super) const TESTS: &[LabTest] = &[
+    LabTest {
+        name: "mistakes_in_the_configuration_cost_nothing",
+        boards: &[],
+        promise: "A typo, a wrong type and an unknown key are named with line and column; everything else applies, and the device is reachable.",
+        tags: &[Tag::QuickOnFirst],
+        run: mistakes_in_the_configuration_cost_nothing,
+    },
+    LabTest {
+        name: "a_configuration_that_is_no_toml_keeps_the_last_good_one",
+        boards: &[],
+        promise: "Half a file, or bytes that are no text, keep the last good values; the device is reachable.",
+        tags: &[],
+        run: a_configuration_that_is_no_toml_keeps_the_last_good_one,
+    },
+    LabTest {
+        name: "two_devices_from_one_image_are_different",
+        boards: &[],
+        promise: "Machine id, host name, device key and host keys of two devices from one image differ.",
+        tags: &[],
+        run: two_devices_from_one_image_are_different,
+    },
+    LabTest {
+        name: "a_first_boot_cut_again_and_again_finishes",
+        boards: &[],
+        promise: "Power cuts at any instant of the first boot end in a healthy device with all that the first boot makes.",
+        tags: &[],
+        run: a_first_boot_cut_again_and_again_finishes,
+    },
+];
+
+fn mistakes_in_the_configuration_cost_nothing(ctx: &mut Ctx) -> Result<()> {
+    let good = ctx.lab.config()?;
+    let text = format!("hostnmae = \"typo\"\nhostname = 7\n{good}[time]\nservers = \"no list\"\n");
+    let machine = ctx.fresh_with_config(text.as_bytes())?.power_on()?;
+    machine.wait_healthy()?;
+    let said = machine.sh("rustiot provision status")?;
+    for words in ["rustiot.toml", "hostnmae", "hostname", "servers", "line 1", "line 2"] {
+        ensure!(said.contains(words), "nothing about {words}: {said}");
+    }
+    let output = machine.ssh(&ctx.lab.ssh_key()?.private, "true")?;
+    ensure!(output.ok(), "not reachable: {}", output.stderr);
+    Ok(())
+}
+
+fn a_configuration_that_is_no_toml_keeps_the_last_good_one(ctx: &mut Ctx) -> Result<()> {
+    let good = ctx.lab.config()?;
+    let machine = ctx.fresh_with_config(format!("hostname = \"kept\"\n{good}").as_bytes())?.power_on()?;
+    machine.wait_healthy()?;
+    ensure!(machine.sh("hostname")? == "kept", "the host name was not applied");
+    for (bytes, what) in
+        [("printf 'hostname = \"ha'", "half a file"), ("printf '\\377\\376\\000'", "no text")]
+    {
+        let before = machine.boot()?;
+        machine.sh(&format!(
+            "mount -o remount,rw /config && {bytes} > /config/rustiot.toml && mount -o remount,ro /config && sync"
+        ))?;
+        machine.start("systemctl reboot", crate::COMMAND)?;
+        machine.wait_next_healthy(&before)?;
+        ensure!(machine.sh("hostname")? == "kept", "{what}: the host name is {}", machine.sh("hostname")?);
+        let output = machine.ssh(&ctx.lab.ssh_key()?.private, "true")?;
+        ensure!(output.ok(), "{what}: not reachable: {}", output.stderr);
+    }
+    Ok(())
+}
+
+fn two_devices_from_one_image_are_different(ctx: &mut Ctx) -> Result<()> {
+    let identity = |ctx: &Ctx| -> Result<Vec<String>> {
+        let machine = ctx.fresh(Some(ctx.fixtures.medium()))?.power_on()?;
+        machine.wait_healthy()?;
+        let files = ["/etc/machine-id", "/state/identity/device.pub", "/state/ssh/ssh_host_ed25519_key.pub"];
+        let mut found = vec![machine.sh("hostname")?];
+        for file in files {
+            found.push(machine.sh(&format!("cat {file}"))?);
+        }
+        Ok(found)
+    };
+    let (first, second) = (identity(ctx)?, identity(ctx)?);
+    for (one, two) in first.iter().zip(&second) {
+        ensure!(!one.is_empty() && one != two, "both have {one}");
+    }
+    Ok(())
+}
+
+fn a_first_boot_cut_again_and_again_finishes(ctx: &mut Ctx) -> Result<()> {
+    let mut off = ctx.fresh(Some(ctx.fixtures.medium()))?;
+    let mut random = Random(0x5249_4f54);
+    // Where the first boot writes: each cut waits for one of these, then a few more lines.
+    for mark in
+        ["rustiot-init: ", "rustiot-provision", "rustiot-provision", "Reached target", "rustiot-provision"]
+    {
+        let machine = off.power_on()?;
+        machine.console().expect(mark, HEALTHY)?;
+        // A pause of random length is the point of the test, not a wait for something.
+        std::thread::sleep(std::time::Duration::from_millis(
+            u64::try_from(random.below(4000)).unwrap_or_default(),
+        ));
+        off = machine.power_cut();
+    }
+    let machine = off.power_on()?;
+    machine.wait_healthy()?;
+    machine.wait_settled()?;
+    machine.sh("test -s /state/identity/machine-id && test -s /state/identity/device.key")?;
+    machine.sh("test -s /state/ssh/ssh_host_ed25519_key && findmnt /state && findmnt /data")?;
+    let bytes: u64 = machine.sh("df --output=size -B1 /data | tail -1")?.trim().parse()?;
+    ensure!(bytes > ctx.fixtures.medium() / 2, "data did not grow: {bytes} bytes");
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! Bundles that must not be installed: each is refused with its own message and exit code, and the
+//! running system is untouched.
+
+use crate::ctx::Ctx;
+use crate::device::Device;
+use crate::fixtures::{A, B, Release};
+use crate::runner::{LabTest, Tag};
+use crate::tests::update;
+use anyhow::{Context as _, Result, ensure};
+use std::path::Path;
+use testbed::FileServer;
+
+pub(super) const TESTS: &[LabTest] = &[
+    LabTest {
+        name: "refuses_bundles_that_are_damaged_or_not_ours",
+        boards: &[],
+        promise: "Random bytes, truncated, altered and wrongly signed bundles are each refused by name; nothing is written.",
+        tags: &[Tag::QuickOnFirst],
+        run: refuses_bundles_that_are_damaged_or_not_ours,
+    },
+    LabTest {
+        name: "refuses_to_go_below_the_floor",
+        boards: &[],
+        promise: "A release below the committed one's floor is refused; one above it may be older.",
+        tags: &[],
+        run: refuses_to_go_below_the_floor,
+    },
+];
+
+/// A release that forbids the way back to A.
+const FLOOR: Release = Release { floor: Some("1.0.5"), ..Release::new("floor", "1.3.0") };
+
+fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let before = (machine.boot()?, machine.sh("rustiot slots --json")?);
+    let bundle = ctx.bundle(&B)?;
+    let good = std::fs::read(&bundle).context("cannot read a bundle")?;
+    let www = ctx.dir().join("bad");
+    std::fs::create_dir_all(&www).context("cannot make a directory")?;
+    let put = |name: &str, bytes: &[u8]| -> Result<()> {
+        std::fs::write(www.join(name), bytes).with_context(|| format!("cannot write {name}"))
+    };
+    put("random.raucb", &good.iter().rev().copied().take(1 << 20).collect::<Vec<u8>>())?;
+    put("empty.raucb", b"")?;
+    put("truncated.raucb", good.get(..good.len() / 2).unwrap_or_default())?;
+    let mut signature = good.clone();
+    // The CMS signature stands before the last eight bytes, which are its length.
+    let at = signature.len().saturating_sub(60);
+    *signature.get_mut(at).context("a short bundle")? ^= 0x10;
+    put("signature.raucb", &signature)?;
+    foreign_signature(ctx, &bundle, &www.join("foreign.raucb"))?;
+    let server = FileServer::start(&www)?;
+    for (name, status) in [
+        ("random.raucb", 5),
+        ("empty.raucb", 5),
+        ("truncated.raucb", 5),
+        ("signature.raucb", 5),
+        ("foreign.raucb", 5),
+        ("absent.raucb", 1),
+    ] {
+        let output = machine.install(&server.guest_url(name))?;
+        ensure!(
+            output.status == status && !output.stderr.trim().is_empty(),
+            "{name}: exit code {} and {}",
+            output.status,
+            output.stderr
+        );
+        let why = machine.sh("rustiot update why")?;
+        ensure!(why.contains(name), "{name}: why says {why}");
+    }
+    ensure!(machine.sh("rustiot slots --json")? == before.1, "the slots changed");
+    ensure!(machine.boot()?.boot_id == before.0.boot_id, "the device rebooted");
+    Ok(())
+}
+
+/// `bundle` signed anew by a certificate authority that no device knows.
+fn foreign_signature(ctx: &Ctx, bundle: &Path, to: &Path) -> Result<()> {
+    let dir = ctx.dir().join("foreign-ca");
+    let signer = rustiot_image::keys::development(&ctx.lab.toolbox, &dir)?;
+    let (cert, key) = (signer.cert, signer.key);
+    let ours = ctx.fixtures.signer(ctx.lab)?.keyring;
+    let (from, to, ours) = (bundle.to_string_lossy(), to.to_string_lossy(), ours.to_string_lossy());
+    let args = ["resign", "--no-verify", "--cert", &cert, "--key", &key, "--keyring", &ours, &from, &to];
+    ctx.lab.tools().run("rauc", &args)?;
+    Ok(())
+}
+
+fn refuses_to_go_below_the_floor(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let server = ctx.serve(&[&A, &B, &FLOOR])?;
+    update(&machine, &server, &FLOOR)?;
+    let output = machine.install(&server.guest_url("a.raucb"))?;
+    ensure!(output.status == 3, "A was not refused: {} {}", output.status, output.stderr);
+    ensure!(output.stderr.contains("1.0.5"), "the floor is not named: {}", output.stderr);
+    update(&machine, &server, &B)?;
+    Ok(())
+}
