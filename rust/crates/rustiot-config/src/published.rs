@@ -89,3 +89,15 @@ fn the_journal_starts_with_the_default_limits() {
         lines(&crate::render::journald(&settings.log)),
     );
 }
+
+/// Ports that no section matches behave like a section that says nothing but its name.
+#[test]
+fn a_port_without_a_section_behaves_like_one_with_an_empty_one() {
+    let lines = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+    };
+    assert_eq!(
+        lines(&read("conf/rootfs/usr/lib/systemd/network/80-rustiot-ethernet.network")),
+        lines(&crate::render::networkd(&crate::NetworkSettings::default())),
+    );
+}

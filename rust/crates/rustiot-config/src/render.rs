@@ -122,8 +122,13 @@ pub fn networkd(network: &NetworkSettings) -> String {
         let _ = write!(text, "\n[Route]\nGateway={gateway}\nMetric={}\n", network.metric);
     }
     if network.dhcp {
-        // The name of a device is its owner's choice, never the DHCP server's.
-        let _ = write!(text, "\n[DHCPv4]\nUseHostname=no\nRouteMetric={}\n", network.metric);
+        // The name of a device is its owner's choice, never the DHCP server's; the same port gets the same address
+        // even when the machine id was lost with `state`.
+        let _ = write!(
+            text,
+            "\n[DHCPv4]\nUseHostname=no\nClientIdentifier=mac\nRouteMetric={}\n",
+            network.metric
+        );
     }
     if network.ipv6 == Ipv6::Auto {
         let _ = write!(text, "\n[IPv6AcceptRA]\nRouteMetric={}\n", network.metric);
@@ -195,7 +200,7 @@ pub fn journald(log: &LogSettings) -> String {
     format!(
         "{HEADER}[Journal]\nStorage={}\nSystemMaxUse={}\nRuntimeMaxUse={}\nMaxRetentionSec={}\n\
          RateLimitIntervalSec=30s\nRateLimitBurst={}\n",
-        if log.persistent { "auto" } else { "volatile" },
+        if log.persistent { "persistent" } else { "volatile" },
         log.max_size.bytes(),
         log.max_memory.bytes(),
         log.max_age.as_secs(),
@@ -284,7 +289,7 @@ mod tests {
             text,
             format!(
                 "{HEADER}[Match]\nType=ether\nKind=!*\nPermanentMACAddress=02:00:5e:10:00:01\n\n[Network]\nDHCP=ipv4\n\
-                 LinkLocalAddressing=no\nIPv6AcceptRA=no\n\n[DHCPv4]\nUseHostname=no\nRouteMetric=1024\n"
+                 LinkLocalAddressing=no\nIPv6AcceptRA=no\n\n[DHCPv4]\nUseHostname=no\nClientIdentifier=mac\nRouteMetric=1024\n"
             )
         );
     }

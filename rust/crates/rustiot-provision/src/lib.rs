@@ -18,6 +18,7 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
+pub use rustiot_config::{Message, Origin, Place, Severity};
 pub use status::{Outcome, STATUS, Status, Step};
 
 use std::path::Path;
