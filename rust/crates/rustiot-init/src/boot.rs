@@ -36,6 +36,8 @@ const MOVED: [&str; 4] = ["dev", "proc", "sys", "run"];
 
 /// How long the boot partition may take to appear, in milliseconds.
 const DISK_WAIT_MS: u64 = 30_000;
+/// How long its sister partitions may take after that; an entry that the kernel refuses never comes.
+const PARTITIONS_WAIT_MS: u64 = 2_000;
 /// Pause between two looks, in milliseconds.
 const DISK_POLL_MS: u64 = 5;
 /// Leave for a step that replays a journal or reads a slow medium; the watchdog's deadline still holds.
@@ -183,10 +185,11 @@ impl<'a> Boot<'a> {
             }
             Err(error) => self.note(format!("boot ledger: {error}")),
         }
-        let (kind, rescue) = match self.booted(&located) {
-            Go::On(kind) => (kind, None),
-            Go::Rescue(reason) => (BootKind::Rescue, Some(reason)),
-            Go::Reboot(reason) => return Ok(Outcome::Reboot { reason }),
+        let go = self.booted(&located);
+        let (kind, rescue) = match &go {
+            Go::On(kind) => (*kind, None),
+            Go::Reboot(_) => (BootKind::Redirect, None),
+            Go::Rescue(reason) => (BootKind::Rescue, Some(reason.clone())),
         };
         let mut report = self.report(&located, kind, state, data, rescue);
         self.sys.say(&format!(
@@ -198,8 +201,10 @@ impl<'a> Boot<'a> {
             word(&report.state),
             word(&report.data)
         ));
-        if let Some(reason) = &report.rescue {
-            self.sys.say(&format!("rescue level=1 reason=\"{reason}\""));
+        match go {
+            Go::On(_) => {}
+            Go::Reboot(reason) => return Ok(Outcome::Reboot { reason }),
+            Go::Rescue(reason) => self.sys.say(&format!("rescue level=1 reason=\"{reason}\"")),
         }
 
         // the read errors of a dying disk take long
@@ -371,20 +376,25 @@ impl<'a> Boot<'a> {
             }
         };
         self.step(DISK_WAIT_MS);
-        let give_up = self.sys.now_ms().saturating_add(DISK_WAIT_MS);
+        let start = self.sys.now_ms();
+        let mut seen_ms = None;
         loop {
             let found = disk::locate(self.root, boot);
-            if let Ok(Some(located)) = found {
-                self.step(0);
-                return Ok(located);
+            let now = self.sys.now_ms();
+            let waited = |since: u64, ms| now.saturating_sub(since) >= ms;
+            match found {
+                Ok(Some(located))
+                    if located.complete || waited(*seen_ms.get_or_insert(now), PARTITIONS_WAIT_MS) =>
+                {
+                    self.step(0);
+                    return Ok(located);
+                }
+                Err(error) if waited(start, DISK_WAIT_MS) => return Err(chain(&error)),
+                Ok(None) if waited(start, DISK_WAIT_MS) => {
+                    return Err(format!("no disk has the boot partition {boot}"));
+                }
+                _ => self.sys.pause(DISK_POLL_MS),
             }
-            if self.sys.now_ms() >= give_up {
-                return Err(match found {
-                    Err(error) => chain(&error),
-                    Ok(_) => format!("no disk has the boot partition {boot}"),
-                });
-            }
-            self.sys.pause(DISK_POLL_MS);
         }
     }
 

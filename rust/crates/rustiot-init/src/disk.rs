@@ -56,6 +56,9 @@ pub struct Located {
     pub disk: Disk,
     /// The slot.
     pub slot: Slot,
+    /// The kernel has made a device of every entry of the table. It does so one by one, so a partition that is missing
+    /// while this is false may still come.
+    pub complete: bool,
     /// `boot-a` and `boot-b` as the table describes them, where it has both.
     pub boot: Option<[BootPartition; 2]>,
 }
@@ -126,7 +129,8 @@ pub fn locate(root: &Path, boot: Guid) -> Result<Option<Located>, LocateError> {
             table.iter().find(|entry| entry.number == number).copied()
         };
         let boot = entry("boot-a").zip(entry("boot-b")).map(|(a, b)| [a, b]);
-        return Ok(Some(Located { slot, boot, disk }));
+        let complete = table.iter().all(|entry| disk.partitions.iter().any(|p| p.number == entry.number));
+        return Ok(Some(Located { slot, boot, complete, disk }));
     }
     unsound.map_or(Ok(None), Err)
 }
@@ -238,6 +242,7 @@ mod tests {
         assert_eq!(found.slot, Slot::B);
         assert_eq!(found.disk.device, "vda");
         assert_eq!(found.boot.unwrap().map(|entry| (entry.number, entry.guid)), [(2, id(2)), (3, id(3))]);
+        assert!(found.complete);
         let state = found.disk.partition("state").unwrap();
         assert_eq!((state.device.as_str(), state.devno.as_str(), state.bytes), ("vda6", "254:6", 1 << 20));
         assert_eq!(found.disk.partition("data"), None);
@@ -250,6 +255,15 @@ mod tests {
         assert_eq!(locate(root.path(), id(9)).unwrap(), None);
         let error = locate(root.path(), id(1)).unwrap_err();
         assert_eq!(error.to_string(), "booted from partition \"config\", which is no boot slot");
+    }
+
+    #[test]
+    fn tells_when_partitions_are_still_to_come() {
+        let root = tempfile::tempdir().unwrap();
+        sample::disk(root.path(), "vda", &["boot-a", "state"], 8);
+        fs::remove_file(root.path().join("sys/class/block/vda2")).unwrap();
+        let found = locate(root.path(), id(1)).unwrap().unwrap();
+        assert!(!found.complete);
     }
 
     #[test]

@@ -30,7 +30,7 @@ const REFUSED: c_int = 3;
 #[unsafe(no_mangle)]
 pub extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
     if std::process::id() != 1 {
-        linux::say("runs as PID 1 of an initramfs only");
+        eprintln!("rustiot-init: runs as PID 1 of an initramfs only");
         return REFUSED;
     }
     // the shipping profile aborts on a panic, which in PID 1 would panic the kernel: reboot before that

@@ -34,8 +34,10 @@ const SCAN_MS: u64 = 5_000;
 const SAY_MS: u64 = 60_000;
 /// Before the slots get another chance when no policy says otherwise, in seconds.
 const PAUSE_S: u64 = 3600;
-/// How long a client may take to ask, and to listen.
-const CLIENT: Duration = Duration::from_secs(2);
+/// How long a client may take for each piece of its request, and for the answer; and how many pieces: together far less
+/// than any watchdog's timeout, for nobody else feeds it.
+const CLIENT: Duration = Duration::from_millis(500);
+const PIECES: usize = 4;
 /// Lines of the kernel log on the page, and bytes of each.
 const LOG_LINES: usize = 60;
 const LOG_BYTES: usize = 240;
@@ -253,11 +255,11 @@ impl Rescue<'_> {
     }
 }
 
-/// One request, one answer. The request may come in at most eight pieces, so that nobody holds the loop for long.
+/// One request, one answer. The request may come in a few pieces only, so that nobody holds the loop for long.
 fn serve(mut stream: impl Read + Write, page: &Page) -> io::Result<()> {
     let mut request = Vec::new();
     let mut buffer = [0; 1024];
-    for _ in 0..8 {
+    for _ in 0..PIECES {
         let n = stream.read(&mut buffer)?;
         request.extend_from_slice(buffer.get(..n).unwrap_or_default());
         let Some(parsed) = http::parse(&request) else {
@@ -437,7 +439,7 @@ mod tests {
     struct Stream(io::Cursor<Vec<u8>>, Vec<u8>);
     impl Read for Stream {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let n = buffer.len().min(7);
+            let n = buffer.len().min(20);
             self.0.read(&mut buffer[..n])
         }
     }

@@ -208,6 +208,28 @@ fn waits_for_a_disk_that_comes_late() {
 }
 
 #[test]
+fn waits_for_sister_partitions_but_not_for_ever() {
+    let mut machine = Machine::new();
+    let (link, device) = ("sys/class/block/vda6", "sys/devices/pci0/block/vda/vda6");
+    let (link, device) = (machine.root.path().join(link), machine.root.path().join(device));
+    std::fs::remove_file(&link).unwrap();
+    let (late, target) = (link.clone(), device);
+    machine.sys.on_pause = Box::new(move |n| {
+        if n == 3 {
+            std::os::unix::fs::symlink(&target, &late).unwrap();
+        }
+    });
+    machine.run();
+    assert_eq!(machine.report()["state"], "mounted");
+
+    std::fs::remove_file(&link).unwrap();
+    let before = machine.sys.now_ms();
+    machine.run();
+    assert_eq!(machine.report()["state"], "absent");
+    assert_eq!(machine.sys.now_ms() - before, PARTITIONS_WAIT_MS);
+}
+
+#[test]
 fn stays_reachable_when_it_cannot_find_itself() {
     let mut machine = Machine::new();
     machine.put("proc/cmdline", &format!("rustiot.boot={}\n", id(9)));
@@ -231,6 +253,7 @@ fn obeys_a_reboot_only_where_it_is_remembered() {
     let mut machine = Machine::new();
     machine.answers = vec![vec![reboot.clone()]];
     assert!(matches!(machine.run(), Outcome::Reboot { reason } if reason == "the other slot"));
+    assert!(machine.sys.said[1].starts_with("slot=b kind=redirect "), "{:?}", machine.sys.said);
 
     machine.sys.fail("mount ext4 /dev/vda6", Errno::EINVAL);
     assert!(matches!(machine.run(), Outcome::SwitchRoot { rescue: false }));
