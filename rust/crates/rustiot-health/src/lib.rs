@@ -1,1 +1,3 @@
-//! The gate in front of boot-complete.target.
+//! Health.
+pub mod check;
+pub mod gate;
