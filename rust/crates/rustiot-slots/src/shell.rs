@@ -58,11 +58,16 @@ impl SlotShell {
     /// [`Error::NoLedger`] until [`SlotShell::ensure_ledger`] has made one.
     ///
     /// # Errors
-    /// [`Error::Busy`] when the lock is not to be had; [`Error::Machine`] when the boot's report cannot be used.
+    /// [`Error::Busy`] when the lock is not to be had; [`Error::Machine`] when the kernel's boot id cannot be read.
     pub fn open(paths: Paths, loader: Box<dyn Loader>) -> Result<SlotShell, Error> {
-        let report = paths.read_report()?;
+        let mut unreadable = None;
+        let report = paths.read_report().unwrap_or_else(|error| {
+            unreadable = Some(describe(&error));
+            None
+        });
         let slot = report.as_ref().map(|report| report.slot);
         let mut shell = SlotShell::load(paths, loader, slot, true)?;
+        shell.core.notes.extend(unreadable);
         if shell.core.memory == Memory::Volatile {
             if let Some(report) = report {
                 // In memory only: what runs is known even so.
@@ -279,7 +284,11 @@ mod tests {
         rustiot_durable::atomic_write(&device.paths().report, report.as_bytes()).unwrap();
         assert_eq!(device.paths().read_report().unwrap(), None);
         rustiot_durable::atomic_write(&device.paths().report, b"{").unwrap();
-        let error = SlotShell::open(device.paths(), device.loader()).err().unwrap();
-        assert!(matches!(error, Error::Machine { .. }));
+        assert!(device.paths().read_report().is_err());
+        // With a ledger that is no reason to stop; without one nothing is known of this boot.
+        assert_eq!(device.open().notes().len(), 1);
+        device.prove();
+        std::fs::remove_dir_all(device.paths().ledger).unwrap();
+        assert!(matches!(device.open().ensure_ledger(), Err(Error::Machine { .. })));
     }
 }
