@@ -4,8 +4,9 @@
  *
  * It lies at \EFI\BOOT\BOOTX64.EFI of each slot's own boot partition and starts KERNEL of the same partition, if its
  * CRC-32 is the one in KERNEL.crc. A kernel that hangs at once is reset by the watchdog, and the firmware, which has
- * spent BootNext, starts the other slot. If the kernel cannot be started the guard returns, and the firmware goes on
- * with its next boot entry; the watchdog runs on, should there be none.
+ * spent BootNext, starts the other slot. If the kernel cannot be started, the guard tries the other partitions of the
+ * same disk: firmware that has lost its boot entries knows the first partition only. If there is nothing to start it
+ * returns; the watchdog runs on and makes it a slow retry.
  *
  * It writes no file, no variable and no other device, and reads no configuration: a signature covers all that it does.
  * The CRC finds rot, not forgery; forgery is what the firmware's own check in LoadImage is for (Secure Boot).
@@ -40,14 +41,18 @@ static void say(EFI_SYSTEM_TABLE *st, const CHAR16 *text)
 	st->ConOut->OutputString(st->ConOut, (CHAR16 *)text);
 }
 
-static void say_status(EFI_SYSTEM_TABLE *st, EFI_STATUS status)
+static void report(EFI_SYSTEM_TABLE *st, const CHAR16 *what, EFI_STATUS status)
 {
 	CHAR16 hex[2 * sizeof status + 1];
 
 	for (UINTN i = 0; i < 2 * sizeof status; i++)
 		hex[i] = L"0123456789abcdef"[status >> (8 * sizeof status - 4 - 4 * i) & 15];
 	hex[2 * sizeof status] = 0;
+	say(st, L"RustIoT guard: ");
+	say(st, what);
+	say(st, L", status ");
 	say(st, hex);
+	say(st, L"\r\n");
 }
 
 /* Each write to a protected register needs the two unlocking writes before it. */
@@ -190,23 +195,19 @@ static EFI_STATUS kernel_path(EFI_BOOT_SERVICES *bs, EFI_HANDLE partition, EFI_D
 }
 
 /*
- * Starts KERNEL from the partition that this program was started from. The path begins with the partition's own, so the
- * kernel's stub sees the same device handle and tells Linux the right partition (LoaderDevicePartUUID).
+ * Starts KERNEL of a partition. The image's path begins with the partition's own, so the kernel's stub sees its device
+ * handle and tells Linux the right partition (LoaderDevicePartUUID).
  */
-static EFI_STATUS start_kernel(EFI_HANDLE self, EFI_BOOT_SERVICES *bs)
+static EFI_STATUS start_kernel(EFI_HANDLE self, EFI_BOOT_SERVICES *bs, EFI_HANDLE partition)
 {
-	EFI_GUID image_guid = EFI_LOADED_IMAGE_PROTOCOL_GUID;
-	EFI_LOADED_IMAGE *own;
 	EFI_DEVICE_PATH *path = NULL;
 	EFI_HANDLE image = NULL;
 	VOID *kernel = NULL;
 	UINTN size;
-	EFI_STATUS status = bs->HandleProtocol(self, &image_guid, (VOID **)&own);
+	EFI_STATUS status = read_kernel(bs, partition, &kernel, &size);
 
 	if (!EFI_ERROR(status))
-		status = read_kernel(bs, own->DeviceHandle, &kernel, &size);
-	if (!EFI_ERROR(status))
-		status = kernel_path(bs, own->DeviceHandle, &path);
+		status = kernel_path(bs, partition, &path);
 	if (!EFI_ERROR(status))
 		status = bs->LoadImage(FALSE, self, path, kernel, size, &image);
 	if (path)
@@ -220,23 +221,64 @@ static EFI_STATUS start_kernel(EFI_HANDLE self, EFI_BOOT_SERVICES *bs)
 	return status;
 }
 
+/* Whether two partitions lie on one disk: their paths differ in the last node only. */
+static BOOLEAN same_disk(EFI_BOOT_SERVICES *bs, EFI_HANDLE a, EFI_HANDLE b)
+{
+	EFI_GUID path_guid = EFI_DEVICE_PATH_PROTOCOL_GUID;
+	EFI_DEVICE_PATH *x, *y;
+
+	if (EFI_ERROR(bs->HandleProtocol(a, &path_guid, (VOID **)&x)) ||
+	    EFI_ERROR(bs->HandleProtocol(b, &path_guid, (VOID **)&y)))
+		return FALSE;
+	for (; !IsDevicePathEnd(x) && !IsDevicePathEnd(y); x = NextDevicePathNode(x), y = NextDevicePathNode(y)) {
+		UINTN length = DevicePathNodeLength(x);
+
+		if (IsDevicePathEnd(NextDevicePathNode(x)))
+			return IsDevicePathEnd(NextDevicePathNode(y));
+		for (UINTN i = 0; i < length; i++)
+			if (((UINT8 *)x)[i] != ((UINT8 *)y)[i])
+				return FALSE;
+	}
+	return FALSE;
+}
+
+/* Starts KERNEL of another partition of the disk that `own` lies on. */
+static EFI_STATUS start_other(EFI_HANDLE self, EFI_BOOT_SERVICES *bs, EFI_HANDLE own)
+{
+	EFI_GUID fs_guid = EFI_SIMPLE_FILE_SYSTEM_PROTOCOL_GUID;
+	EFI_HANDLE *handles;
+	UINTN count;
+	EFI_STATUS status = bs->LocateHandleBuffer(ByProtocol, &fs_guid, NULL, &count, &handles);
+
+	if (EFI_ERROR(status))
+		return status;
+	status = EFI_NOT_FOUND;
+	for (UINTN i = 0; i < count && EFI_ERROR(status); i++)
+		if (handles[i] != own && same_disk(bs, own, handles[i]))
+			status = start_kernel(self, bs, handles[i]);
+	bs->FreePool(handles);
+	return status;
+}
+
 /* Called by gnu-efi's start code, in the compiler's own calling convention. */
 EFI_STATUS _entry(EFI_HANDLE self, EFI_SYSTEM_TABLE *st);
 
 EFI_STATUS _entry(EFI_HANDLE self, EFI_SYSTEM_TABLE *st)
 {
+	EFI_GUID image_guid = EFI_LOADED_IMAGE_PROTOCOL_GUID;
+	EFI_LOADED_IMAGE *own;
 	EFI_STATUS status = arm_watchdog(st);
 
-	if (EFI_ERROR(status)) {
-		say(st, L"RustIoT guard: no watchdog armed, status ");
-		say_status(st, status);
-		say(st, L"\r\n");
-	} else {
+	if (EFI_ERROR(status))
+		report(st, L"no watchdog armed", status);
+	else
 		say(st, L"RustIoT guard: watchdog armed for " TEXT(TIMEOUT_S) L" s\r\n");
+	status = st->BootServices->HandleProtocol(self, &image_guid, (VOID **)&own);
+	if (!EFI_ERROR(status)) {
+		status = start_kernel(self, st->BootServices, own->DeviceHandle);
+		report(st, L"this slot cannot be started", status);
+		status = start_other(self, st->BootServices, own->DeviceHandle);
 	}
-	status = start_kernel(self, st->BootServices);
-	say(st, L"RustIoT guard: this slot's " KERNEL L" cannot be started, status ");
-	say_status(st, status);
-	say(st, L"\r\n");
+	report(st, L"no other slot can be started", status);
 	return EFI_ERROR(status) ? status : EFI_LOAD_ERROR;
 }
