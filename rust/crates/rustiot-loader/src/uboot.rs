@@ -115,11 +115,11 @@ fn slot(env: &Env, name: &str) -> Option<Slot> {
     }
 }
 
-/// A copy counts if its checksum holds and it names a default, as in the boot script.
+/// A copy counts if its checksum holds and it names a default and a generation, as in the boot script.
 fn copy(bytes: &[u8]) -> Option<(Env, u64)> {
     let env = env::parse(bytes).ok()?;
     slot(&env, "slot_default")?;
-    let generation = env.get("slot_gen").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let generation = env.get("slot_gen")?.parse().ok()?;
     Some((env, generation))
 }
 
@@ -188,6 +188,18 @@ mod tests {
         assert!(loader.clear_next().unwrap());
         assert!(!loader.clear_next().unwrap());
         assert_eq!(state(&mut loader), (Some(Slot::B), None));
+    }
+
+    #[test]
+    fn a_copy_without_a_generation_does_not_count() {
+        let (file, mut loader) = loader(&[0; 1024]);
+        for generation in ["x", "-1", "1 "] {
+            let mut env = Env::default();
+            env.set("slot_default", "b");
+            env.set("slot_gen", generation);
+            file.as_file().write_all_at(&env.to_bytes(LAYOUT.size).unwrap(), 0).unwrap();
+            assert_eq!(state(&mut loader), (None, None), "{generation}");
+        }
     }
 
     #[test]
