@@ -1,0 +1,169 @@
+//! What a person may type after `rustiot`. Only the shape: no defaults that depend on the device, no effects.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The device's own command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rustiot",
+    version,
+    about = "Look at this device and update it",
+    after_help = "Examples:\n  \
+        rustiot status                                     everything on one screen\n  \
+        rustiot update install http://host/os-2.0.0.raucb  update over the network\n  \
+        rustiot update why                                 why the last update did not come to stay\n  \
+        rustiot boots                                      the last starts and why each came\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused in this state, 4 busy, 5 verification failed.\n\
+        With --json the answer is one JSON value on standard output; its keys only ever get more."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Answer in JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Read files below this directory instead of `/`.
+    #[arg(long, global = true, hide = true, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Version, slot, health, last update and configuration on one screen.
+    Status,
+    /// Install releases and see what became of them.
+    #[command(subcommand)]
+    Update(Update),
+    /// First boot and configuration: file systems, identity, settings.
+    #[command(subcommand)]
+    Provision(Provision),
+    /// The health checks and what they say now.
+    Health,
+    /// Both slots: what they hold, which one runs, what the boot loader will do.
+    Slots,
+    /// The last starts of this device, with the reason of each reset.
+    Boots,
+    /// Run a part of the system in the foreground, as systemd does by the program's name.
+    Daemon {
+        /// Which part.
+        #[arg(value_name = "NAME")]
+        name: Daemon,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Update {
+    /// Install a signed release into the other slot, try it, keep it if it is healthy.
+    #[command(after_help = "Examples:\n  \
+        rustiot update install /data/os-2.0.0.raucb\n  \
+        rustiot update install https://host/os-2.0.0.raucb --hold reboot\n\n\
+        The install goes on when this command is interrupted; `rustiot update cancel` takes it back.")]
+    Install(Install),
+    /// What the update service is doing.
+    Status,
+    /// The last refusal or failure: what, why, and what to do next.
+    Why,
+    /// Take back what is being installed, is installed, or waits for its trial.
+    Cancel,
+    /// Make the next start the trial of what is installed (without an install: go back to the other slot's release).
+    Activate {
+        /// Restart at once.
+        #[arg(long)]
+        reboot: bool,
+    },
+    /// Restart into the trial.
+    Reboot,
+    /// Updates of the past: result, reason, log.
+    History,
+}
+
+#[derive(Debug, Args)]
+pub struct Install {
+    /// Full path of a .raucb file, or its http(s) URL.
+    #[arg(value_name = "FILE|URL")]
+    pub source: String,
+    /// Stop before activating the release, or before the restart.
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub hold: Option<HoldAt>,
+    /// Install even what failed here before, or runs already.
+    #[arg(long)]
+    pub force: bool,
+    /// Return as soon as the service has taken the order.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// Where an update stops.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum HoldAt {
+    /// Installed, not activated.
+    Activate,
+    /// Activated, not restarted.
+    Reboot,
+}
+
+impl HoldAt {
+    /// The option's value on the bus.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Activate => "activate",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Provision {
+    /// What provisioning did at this start, and all it has to say about the configuration.
+    Status,
+    /// Read the configuration again and put it into force.
+    Apply,
+}
+
+/// The parts that run under a name of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Daemon {
+    Provision,
+    Watchdog,
+    Update,
+    RaucBackend,
+}
+
+impl FromStr for Daemon {
+    type Err = ();
+
+    /// From a program's name.
+    fn from_str(name: &str) -> Result<Self, ()> {
+        match name {
+            "rustiot-provision" => Ok(Self::Provision),
+            "rustiot-watchdog" => Ok(Self::Watchdog),
+            "rustiot-update" => Ok(Self::Update),
+            "rauc-backend" => Ok(Self::RaucBackend),
+            _ => Err(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn a_programs_name_says_what_runs() {
+        assert_eq!("rauc-backend".parse(), Ok(Daemon::RaucBackend));
+        assert_eq!("rustiot-update".parse(), Ok(Daemon::Update));
+        assert_eq!("rustiot".parse::<Daemon>(), Err(()));
+        assert_eq!("".parse::<Daemon>(), Err(()));
+    }
+}

@@ -1,0 +1,475 @@
+//! Turns what the services know into text for people. Pure: no files, no bus, no clock.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use rustiot_config::Severity;
+use rustiot_slots::{Phase, SlotState, Status as Slots};
+use rustiot_update::{HistoryEntry, Outcome, Progress, Status as Update, Why};
+use serde::Serialize;
+use serde_json::Value;
+
+/// Everything for `rustiot status`; as JSON it is the contract of `docs/contracts/device-cli.md`.
+#[derive(Debug, Serialize)]
+pub struct Overview {
+    /// The host name in force.
+    pub hostname: Option<String>,
+    /// Version of the running release.
+    pub version: Option<String>,
+    /// The board.
+    pub compatible: Option<String>,
+    /// Seconds since the kernel started.
+    pub uptime_s: Option<u64>,
+    /// Slots and boot policy, as `rustiot slots --json` without the past.
+    pub slots: Value,
+    /// As `rustiot health --json`; null when health has said nothing yet.
+    pub health: Option<Value>,
+    /// Phase, message, the last refusal and the last end of an update; null when the service has said nothing yet.
+    pub update: Option<Value>,
+    /// Why the machine was reset before this boot.
+    pub reset: Option<Value>,
+    /// What provisioning has to say; null when it has not run.
+    pub config: Option<Value>,
+}
+
+/// `1 d 2 h`, `3 min`, `40 s`: the two largest units.
+pub fn duration(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")];
+    let mut rest = seconds;
+    let mut parts = Vec::new();
+    for (size, unit) in units {
+        let count = rest.checked_div(size).unwrap_or(0);
+        rest = rest.checked_rem(size).unwrap_or(0);
+        if count > 0 {
+            parts.push(format!("{count} {unit}"));
+        }
+    }
+    parts.truncate(2);
+    if parts.is_empty() { "0 s".into() } else { parts.join(" ") }
+}
+
+/// Unix time in UTC, as `2026-11-23 20:15:00Z`.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "days of a u64 of seconds fit an i64 with room for all steps"
+)]
+pub fn time(unix: u64) -> String {
+    // Civil date from days since 1970-01-01, proleptic Gregorian, eras of 400 years beginning on 1 March.
+    let days = i64::try_from(unix / 86_400).unwrap_or(0) + 719_468;
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let clock = unix % 86_400;
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z", clock / 3_600, clock % 3_600 / 60, clock % 60)
+}
+
+/// `12.3 MB` and the like, decimal.
+pub fn bytes(count: u64) -> String {
+    let units = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
+    for (size, unit) in units {
+        if count >= size {
+            let tenths = u128::from(count).saturating_mul(10).checked_div(u128::from(size)).unwrap_or(0);
+            let (whole, tenth) = (tenths.checked_div(10).unwrap_or(0), tenths.checked_rem(10).unwrap_or(0));
+            return format!("{whole}.{tenth} {unit}");
+        }
+    }
+    format!("{count} B")
+}
+
+fn short(hash: &str) -> &str {
+    hash.get(..8).unwrap_or(hash)
+}
+
+fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(text)) => text,
+        _ => String::new(),
+    }
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
+    value.get(key)?.as_str()
+}
+
+/// One screen.
+pub fn overview(
+    o: &Overview,
+    slots: &Slots,
+    update: Option<&Update>,
+    config: Option<&rustiot_provision::Status>,
+) -> String {
+    let unknown = || "unknown".to_owned();
+    let mut rows = vec![(
+        "release",
+        format!(
+            "{} for {}",
+            o.version.clone().unwrap_or_else(unknown),
+            o.compatible.clone().unwrap_or_else(unknown)
+        ),
+    )];
+    let mut slot = slots.running.map_or_else(unknown, |slot| slot.to_string());
+    if let Some(kind) = &slots.kind {
+        write(&mut slot, format_args!(", {} boot", word(kind)));
+    }
+    write(&mut slot, format_args!("{}", if slots.stable { ", stable" } else { ", not yet proved stable" }));
+    rows.push(("slot", slot));
+    if let Some(reason) = &slots.rescue {
+        rows.push(("RESCUE", reason.clone()));
+    }
+    rows.push(("health", o.health.as_ref().map_or_else(|| "not heard of yet".into(), health_line)));
+    rows.push(("update", update.map_or_else(|| "the service has said nothing yet".into(), update_line)));
+    if let Some(entry) = update.and_then(|u| u.history.last()) {
+        rows.push(("last update", format!("{}, {}", ended(entry), time(entry.ended_at))));
+    }
+    let boot = slots.boots.last();
+    rows.push((
+        "last reset",
+        boot.map_or_else(unknown, |b| format!("{} (boot {})", word(&b.reset), b.number)),
+    ));
+    rows.push(("configuration", config.map_or_else(|| "not read yet".into(), config_line)));
+    rows.push(("up", o.uptime_s.map_or_else(unknown, duration)));
+    let mut out = format!("{}\n", o.hostname.clone().unwrap_or_else(|| "this device".into()));
+    for (name, value) in rows {
+        write(&mut out, format_args!("  {name:<14} {value}\n"));
+    }
+    for message in config.iter().flat_map(|status| &status.messages) {
+        write(&mut out, format_args!("  ! {message}\n"));
+    }
+    for complaint in &slots.complaints {
+        write(&mut out, format_args!("  ! {complaint}\n"));
+    }
+    out
+}
+
+fn write(out: &mut String, what: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = out.write_fmt(what);
+}
+
+fn update_line(update: &Update) -> String {
+    match (update.phase.as_str(), update.message.as_str()) {
+        ("idle", _) => "nothing under way".into(),
+        (phase, "") => phase.into(),
+        (phase, message) => format!("{phase}: {message}"),
+    }
+}
+
+fn config_line(status: &rustiot_provision::Status) -> String {
+    let count = |severity| status.messages.iter().filter(|m| m.severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let bad = status.steps.iter().filter(|s| {
+        matches!(s.outcome, rustiot_provision::Outcome::Failed | rustiot_provision::Outcome::Degraded)
+    });
+    let mut parts = Vec::new();
+    if errors > 0 {
+        parts.push(format!("{errors} errors"));
+    }
+    if warnings > 0 {
+        parts.push(format!("{warnings} warnings"));
+    }
+    parts.extend(bad.map(|step| format!("{}: {}", step.name, step.detail)));
+    if parts.is_empty() { "in force, nothing to complain of".into() } else { parts.join(", ") }
+}
+
+fn health_line(health: &Value) -> String {
+    let state = text(health, "state").unwrap_or("unknown");
+    let failing = checks(health).filter(|check| !passes(check)).filter_map(|check| text(check, "name"));
+    let failing = failing.collect::<Vec<_>>().join(", ");
+    if failing.is_empty() { state.to_owned() } else { format!("{state}; failing: {failing}") }
+}
+
+fn checks(health: &Value) -> impl Iterator<Item = &Value> {
+    health.get("checks").and_then(Value::as_array).into_iter().flatten()
+}
+
+fn passes(check: &Value) -> bool {
+    matches!(text(check, "result"), Some("pass"))
+}
+
+/// `rustiot health`.
+pub fn health(health: &Value) -> String {
+    let mut out = format!("{}\n", health_line(health));
+    for check in checks(health) {
+        let required = check.get("required").and_then(Value::as_bool).unwrap_or(false);
+        write(
+            &mut out,
+            format_args!(
+                "  {:<24} {:<8} {:<9} {}\n",
+                text(check, "name").unwrap_or("?"),
+                text(check, "result").unwrap_or("?"),
+                if required { "required" } else { "advisory" },
+                text(check, "detail").unwrap_or("")
+            ),
+        );
+    }
+    out
+}
+
+/// `rustiot slots`.
+pub fn slots(status: &Slots) -> String {
+    let mut out = String::new();
+    for slot in &status.slots {
+        let mut marks = Vec::new();
+        if slot.running {
+            marks.push("running");
+        }
+        if slot.committed {
+            marks.push("committed");
+        }
+        let state = match &slot.state {
+            SlotState::Unknown => "factory image".to_owned(),
+            SlotState::Valid { release } => {
+                format!("{} ({})", release.version, short(&release.manifest_hash))
+            }
+            SlotState::Invalid => "invalid: a write was not finished".to_owned(),
+            SlotState::Bad { reason } => format!("bad: {reason}"),
+        };
+        write(&mut out, format_args!("  {} {:<20} {state}\n", slot.slot, marks.join(", ")));
+    }
+    if let Some(phase) = &status.phase {
+        write(&mut out, format_args!("  phase      {}\n", phase_line(phase)));
+    }
+    if let Some(loader) = &status.loader {
+        let name =
+            |slot: Option<rustiot_slots::Slot>| slot.map_or_else(|| "nothing".to_owned(), |s| s.to_string());
+        write(
+            &mut out,
+            format_args!("  loader     boots {}, once: {}\n", name(loader.default), name(loader.next)),
+        );
+    }
+    if let Some(floor) = &status.floor {
+        write(&mut out, format_args!("  floor      {floor}: nothing older is installed\n"));
+    }
+    if let Some(reason) = &status.rescue {
+        write(&mut out, format_args!("  RESCUE     {reason}\n"));
+    }
+    for bad in &status.rejected {
+        write(
+            &mut out,
+            format_args!(
+                "  known bad  {} ({}): {}\n",
+                bad.release.version,
+                short(&bad.release.manifest_hash),
+                bad.reason
+            ),
+        );
+    }
+    for complaint in &status.complaints {
+        write(&mut out, format_args!("  ! {complaint}\n"));
+    }
+    out
+}
+
+fn phase_line(phase: &Phase) -> String {
+    match (phase, phase.transaction()) {
+        (Phase::LateFallback { from, reason, .. }, _) => format!("late fallback from {from}: {reason}"),
+        (_, Some(tx)) => format!(
+            "{}: {} in slot {}, {} trials so far",
+            phase.name(),
+            tx.release.version,
+            tx.slot,
+            tx.attempts
+        ),
+        (_, None) => phase.name().to_owned(),
+    }
+}
+
+/// `rustiot boots`, newest first.
+pub fn boots(status: &Slots) -> String {
+    let mut out = format!("  {:>6}  slot  {:<14} {:<9} {:<10} ended\n", "boot", "kind", "reset by", "proved");
+    for (age, boot) in status.boots.iter().rev().enumerate() {
+        let proved = match (boot.stable, boot.healthy) {
+            (true, _) => "stable",
+            (false, true) => "healthy",
+            (false, false) => "-",
+        };
+        let ended = match (age, boot.clean) {
+            (0, _) => "runs",
+            (_, true) => "in order",
+            (_, false) => "cut off",
+        };
+        write(
+            &mut out,
+            format_args!(
+                "  {:>6}  {:<4}  {:<14} {:<9} {proved:<10} {ended}\n",
+                boot.number,
+                boot.slot.letter(),
+                word(&boot.kind),
+                word(&boot.reset),
+            ),
+        );
+        for line in &boot.pstore_tail {
+            write(&mut out, format_args!("          | {line}\n"));
+        }
+    }
+    out
+}
+
+fn ended(entry: &HistoryEntry) -> String {
+    let what = entry.release.as_ref().map_or(entry.source.as_str(), |r| r.version.as_str());
+    let why = entry.why.as_ref().map(|f| f.message.as_str()).unwrap_or_default();
+    match entry.result {
+        Outcome::Committed => format!("{what} committed"),
+        Outcome::Cancelled => format!("{what} cancelled"),
+        Outcome::FellBack => format!("fell back: {why}"),
+        Outcome::Failed => format!("failed: {why}"),
+        Outcome::Refused => format!("refused: {why}"),
+        Outcome::LateFallback => why.to_owned(),
+    }
+}
+
+/// `rustiot update status`.
+pub fn update(status: &Update) -> String {
+    let mut out = format!("  phase        {}\n", status.phase.as_str());
+    if !status.message.is_empty() {
+        write(&mut out, format_args!("  now          {}\n", status.message));
+    }
+    if let Some(tx) = &status.transaction {
+        write(&mut out, format_args!("  transaction  {}\n", tx.request.id));
+        write(&mut out, format_args!("  from         {}\n", tx.request.source));
+        if let (Some(release), Some(slot)) = (&tx.release, tx.slot) {
+            write(&mut out, format_args!("  release      {} → slot {slot}\n", release.version));
+        }
+    }
+    if status.progress.total > 0 {
+        write(&mut out, format_args!("  written      {}\n", progress(&status.progress)));
+    }
+    if let Some(entry) = status.history.last() {
+        write(&mut out, format_args!("  last         {}, {}\n", ended(entry), time(entry.ended_at)));
+    }
+    out
+}
+
+fn progress(p: &Progress) -> String {
+    format!("{} of {} ({} %)", bytes(p.bytes.min(p.total)), bytes(p.total), p.percent)
+}
+
+/// `rustiot update why`.
+pub fn why(why: &Why) -> String {
+    let failure = &why.failure;
+    let mut out = format!("{}\n", failure.message);
+    write(&mut out, format_args!("  when         {}\n", time(why.at)));
+    if !why.source.is_empty() {
+        write(&mut out, format_args!("  from         {}\n", why.source));
+    }
+    if let Some(version) = &why.version {
+        write(&mut out, format_args!("  release      {version}\n"));
+    }
+    for cause in &failure.chain {
+        write(&mut out, format_args!("  because      {cause}\n"));
+    }
+    if let Some(hint) = &failure.hint {
+        write(&mut out, format_args!("  what to do   {hint}\n"));
+    }
+    out
+}
+
+/// `rustiot update history`, newest first.
+pub fn history(entries: &[HistoryEntry]) -> String {
+    let mut out = String::new();
+    for entry in entries.iter().rev() {
+        write(&mut out, format_args!("{}  {}\n", time(entry.ended_at), ended(entry)));
+        if let Some(seconds) = entry.install_seconds {
+            write(
+                &mut out,
+                format_args!("    written in {}, {} starts\n", duration(seconds), entry.install_tries),
+            );
+        }
+        if let Some(hint) = entry.why.as_ref().and_then(|f| f.hint.as_ref()) {
+            write(&mut out, format_args!("    {hint}\n"));
+        }
+        for line in &entry.log {
+            write(&mut out, format_args!("    | {line}\n"));
+        }
+    }
+    if out.is_empty() { "no updates yet\n".into() } else { out }
+}
+
+/// Bytes, rate and time left while RAUC writes.
+#[derive(Debug, Default)]
+pub struct Meter {
+    /// First sample with bytes: when, and how many.
+    first: Option<(Duration, u64)>,
+}
+
+impl Meter {
+    /// One line for `progress` at `now` (any clock that only goes forward).
+    pub fn line(&mut self, now: Duration, p: &Progress) -> String {
+        let mut line = progress(p);
+        if p.bytes == 0 {
+            self.first = None;
+            return line;
+        }
+        let (since, before) = *self.first.get_or_insert((now, p.bytes));
+        let millis = now.saturating_sub(since).as_millis();
+        let written = u128::from(p.bytes.saturating_sub(before));
+        let Some(rate) = written.saturating_mul(1000).checked_div(millis).filter(|rate| *rate > 0) else {
+            return line;
+        };
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        let left = p.total.saturating_sub(p.bytes).checked_div(rate).unwrap_or(0);
+        write(&mut line, format_args!(", {}/s, {} left", bytes(rate), duration(left)));
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_two_units_at_most() {
+        for (seconds, text) in
+            [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3_661, "1 h 1 min"), (90_061, "1 d 1 h")]
+        {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_date() {
+        for (unix, text) in [
+            (0, "1970-01-01 00:00:00Z"),
+            (951_782_400, "2000-02-29 00:00:00Z"),
+            (1_709_251_199, "2024-02-29 23:59:59Z"),
+            (1_795_464_900, "2026-11-23 20:15:00Z"),
+            (4_107_542_400, "2100-03-01 00:00:00Z"),
+        ] {
+            assert_eq!(time(unix), text);
+        }
+        let _ = time(u64::MAX);
+    }
+
+    #[test]
+    fn bytes_are_decimal() {
+        for (count, text) in [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (12_345_678, "12.3 MB"),
+            (u64::MAX, "18446744073.7 GB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+    }
+
+    #[test]
+    fn the_rate_counts_from_the_first_byte() {
+        let mut meter = Meter::default();
+        let at = |bytes, percent| Progress { percent, bytes, total: 100_000_000, step: String::new() };
+        let s = Duration::from_secs;
+        assert_eq!(meter.line(s(0), &at(0, 20)), "0 B of 100.0 MB (20 %)");
+        assert_eq!(meter.line(s(60), &at(10_000_000, 30)), "10.0 MB of 100.0 MB (30 %)");
+        assert_eq!(
+            meter.line(s(70), &at(20_000_000, 40)),
+            "20.0 MB of 100.0 MB (40 %), 1.0 MB/s, 1 min 20 s left"
+        );
+        // The write starts over.
+        assert_eq!(meter.line(s(71), &at(0, 0)), "0 B of 100.0 MB (0 %)");
+        assert_eq!(meter.line(s(72), &at(5, 0)), "5 B of 100.0 MB (0 %)");
+    }
+}
