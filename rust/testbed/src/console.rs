@@ -6,6 +6,7 @@ use regex::Regex;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ const TAIL: usize = 600;
 struct Heard {
     text: String,
     closed: bool,
+    tap: Option<Sender<Vec<u8>>>,
 }
 
 #[derive(Default)]
@@ -30,9 +32,24 @@ impl Shared {
     }
 }
 
+/// The keyboard of a console.
+#[derive(Debug, Clone)]
+pub struct Keys(Arc<Mutex<UnixStream>>);
+
+impl Keys {
+    /// Types bytes as they are.
+    pub fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write_all(bytes)
+            .map_err(Error::io("write to", "console socket"))
+    }
+}
+
 /// A connected serial console.
 pub struct Console {
-    writer: Mutex<UnixStream>,
+    writer: Arc<Mutex<UnixStream>>,
     shared: Arc<Shared>,
     /// Where the next `expect` starts to look, bytes.
     cursor: Mutex<usize>,
@@ -54,13 +71,20 @@ impl Console {
             while let Ok(n) = reader.read(&mut buffer) {
                 let Some(bytes) = buffer.get(..n).filter(|bytes| !bytes.is_empty()) else { break };
                 let text = filter.feed(bytes);
-                sink.lock().text.push_str(&text);
+                let mut heard = sink.lock();
+                heard.text.push_str(&text);
+                // Whoever no longer listens is forgotten.
+                heard.tap = heard.tap.take().filter(|tap| tap.send(bytes.to_vec()).is_ok());
+                drop(heard);
                 sink.changed.notify_all();
             }
-            sink.lock().closed = true;
+            let mut heard = sink.lock();
+            heard.closed = true;
+            heard.tap = None;
+            drop(heard);
             sink.changed.notify_all();
         });
-        Ok(Console { writer: Mutex::new(stream), shared, cursor: Mutex::new(0) })
+        Ok(Console { writer: Arc::new(Mutex::new(stream)), shared, cursor: Mutex::new(0) })
     }
 
     /// Waits for the regular expression `pattern` after the last match, and returns the match.
@@ -103,13 +127,26 @@ impl Console {
         }
     }
 
+    /// The keyboard alone, for a thread of its own.
+    pub fn sender(&self) -> Keys {
+        Keys(Arc::clone(&self.writer))
+    }
+
     /// Types `text` (end a line with `\n`).
     pub fn send(&self, text: &str) -> Result<()> {
-        self.writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(text.as_bytes())
-            .map_err(Error::io("write to", "console socket"))
+        self.send_bytes(text.as_bytes())
+    }
+
+    /// Types bytes as they are.
+    pub fn send_bytes(&self, bytes: &[u8]) -> Result<()> {
+        self.sender().send_bytes(bytes)
+    }
+
+    /// Everything that comes from now on, byte for byte, for a terminal. Ends with the machine.
+    pub fn tap(&self) -> Receiver<Vec<u8>> {
+        let (tap, bytes) = channel();
+        self.shared.lock().tap = Some(tap);
+        bytes
     }
 
     /// How much was heard so far, bytes.
@@ -228,6 +265,15 @@ mod tests {
         drop(guest);
         let error = console.expect("login:", LONG).unwrap_err();
         assert!(matches!(&error, Error::Ended { tail, .. } if tail.contains("Kernel panic")));
+    }
+
+    #[test]
+    fn a_tap_gets_every_byte_and_ends_with_the_machine() {
+        let (console, mut guest) = pair();
+        let tap = console.tap();
+        guest.write_all(b"\x1b[1mhi\r\n").unwrap();
+        drop(guest);
+        assert_eq!(tap.iter().flatten().collect::<Vec<u8>>(), b"\x1b[1mhi\r\n");
     }
 
     #[test]

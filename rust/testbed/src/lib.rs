@@ -24,7 +24,7 @@ mod sys;
 pub mod writelog;
 
 pub use agent::Output;
-pub use console::Console;
+pub use console::{Console, Keys};
 pub use disk::{Disk, partition_bytes, partition_start};
 pub use error::Error;
 pub use files::{Faults, FileServer};

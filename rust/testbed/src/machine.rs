@@ -445,18 +445,23 @@ impl Snapshot {
 
     /// Wakes a machine that is just where the saved one was, with the clock set right.
     pub fn restore(&self, dir: Scratch) -> Result<Machine> {
-        self.wake(self.off(dir)?)
+        self.wake(self.off(dir)?, false)
+    }
+
+    /// The same, going on when this process ends.
+    pub fn restore_detached(&self, dir: Scratch) -> Result<Machine> {
+        self.wake(self.off(dir)?, true)
     }
 
     /// The same with a raw disk whose every write is logged from here on.
     pub fn restore_logged(&self, dir: Scratch) -> Result<Machine> {
         let (image, log) = (dir.file("disk.raw"), dir.file("writes.log"));
         let disk = Disk::logged(&self.spec.tools, &self.disk(), &image, &log)?;
-        self.wake(self.off_with(disk, dir)?)
+        self.wake(self.off_with(disk, dir)?, false)
     }
 
-    fn wake(&self, off: Off) -> Result<Machine> {
-        let machine = off.launch(Some(&self.dir.join(MEMORY)), false)?;
+    fn wake(&self, off: Off, outlives: bool) -> Result<Machine> {
+        let machine = off.launch(Some(&self.dir.join(MEMORY)), outlives)?;
         machine.agent.set_time(QEMU_STARTS)?;
         Ok(machine)
     }

@@ -1,2 +1,76 @@
-//! The workstation's command line.
-fn main() {}
+//! The workstation's command line. Parses, dispatches, turns errors into exit codes; every command
+//! is a module of its own. Started by the launcher `./rustiot`, as root.
+
+#![expect(clippy::disallowed_methods, reason = "files of the workstation, where a lost one is made again")]
+
+mod args;
+mod build;
+mod checks;
+mod demo;
+mod fail;
+mod flash;
+mod machines;
+mod power_cut;
+mod run;
+mod serve;
+mod test;
+
+use args::{Cli, Command, Image, Lab};
+use clap::Parser;
+use fail::{Done, Fail};
+use nix::sys::signal::{SigSet, Signal};
+use rustiot_image::Context;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    leave_nothing_behind();
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fail) => fail.report(),
+    }
+}
+
+fn dispatch(command: Command) -> Done {
+    match command {
+        Command::Run(args) => run::run(&context()?, &args),
+        Command::Ps(json) => machines::ps(&context()?, json.json),
+        Command::Stop { name } => machines::stop(&context()?, &name),
+        Command::Image(Image::Build(args)) => build::image(&context()?, &args),
+        Command::Bundle(args) => build::bundle(&context()?, &args),
+        Command::Keys { out, json } => build::keys(&context()?, out, json.json),
+        Command::Flash { image, device, yes, json } => flash::run(&image, &device, yes, json.json),
+        Command::Serve { dir, port } => serve::run(&dir, port),
+        Command::Test(args) => test::run(&context()?, &args),
+        Command::Lab(Lab::PowerCut { board, runs, seed, json }) => {
+            power_cut::run(&context()?, &board.board, runs, seed, json.json)
+        }
+        Command::Demo(board) => demo::run(&context()?, &board.board),
+    }
+}
+
+/// The clone that we belong to: the launcher says where, else the current directory or one above.
+fn context() -> Result<Context, Fail> {
+    if let Some(root) = std::env::var_os("RUSTIOT_ROOT") {
+        return Ok(Context::new(&PathBuf::from(root))?);
+    }
+    let here = std::env::current_dir()?;
+    let root = here.ancestors().find(|dir| dir.join("conf/layout.toml").is_file());
+    Ok(Context::new(root.unwrap_or(&here))?)
+}
+
+/// Ctrl-C and its like end the machines and remove their directories before they end us. The
+/// signals are blocked in every thread and waited for in one, so nothing runs in a handler.
+fn leave_nothing_behind() {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    if signals.thread_block().is_err() {
+        return;
+    }
+    std::thread::spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            testbed::cleanup();
+            run::restore_terminal();
+            std::process::exit(128 + signal as i32);
+        }
+    });
+}

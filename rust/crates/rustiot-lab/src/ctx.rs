@@ -37,7 +37,8 @@ impl std::fmt::Display for Skip {
 impl std::error::Error for Skip {}
 
 impl<'a> Ctx<'a> {
-    pub(crate) fn new(lab: &'a Lab, board: &'a Board, fixtures: &'a Fixtures) -> Result<Self> {
+    /// A test's surroundings with a directory of their own.
+    pub fn new(lab: &'a Lab, board: &'a Board, fixtures: &'a Fixtures) -> Result<Self> {
         let dir = lab.scratch("t")?;
         Ok(Ctx { lab, board, fixtures, dir, machines: AtomicU32::new(0) })
     }

@@ -1,0 +1,248 @@
+//! What can be typed. Only parsing: what it means is checked where it is done.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// RustIoT OS on the workstation.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rustiot",
+    version,
+    about = "Builds RustIoT OS, runs it in QEMU, flashes it, and tests what it promises",
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong request, 3 refused in this state, 4 busy, \
+        5 verification failed.\n\nStart with: rustiot run",
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a board in QEMU and give you its console
+    #[command(after_help = "Examples:\n  rustiot run\n  rustiot run --board qemuarm64\n  \
+        rustiot run --check --json     boot, wait for healthy, tell, power off\n  \
+        rustiot run --detach           leave it running; prints its name and ssh port")]
+    Run(Run),
+    /// List the machines that run
+    Ps(Json),
+    /// Switch off a machine that was started with `run --detach`
+    #[command(after_help = "Example:\n  rustiot stop qemux86-64-1")]
+    Stop {
+        /// Its name, from `rustiot ps`
+        name: String,
+    },
+    /// Build images
+    #[command(subcommand)]
+    Image(Image),
+    /// Make a signed update of a release
+    #[command(after_help = "Examples:\n  rustiot bundle --version 1.1.0\n  \
+        rustiot bundle --board qemuarm64 --version 1.1.0 --overlay my-files --out release.raucb\n  \
+        rustiot bundle --cert 'pkcs11:object=release' --key 'pkcs11:object=release' --keyring ca.pem")]
+    Bundle(Bundle),
+    /// Make the development keys that sign updates
+    #[command(after_help = "Example:\n  rustiot keys --out keys")]
+    Keys {
+        /// Where they go; what is there is never overwritten
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Write an image to a card or disk, and read it back
+    #[command(after_help = "Examples:\n  rustiot flash build/rustiot-qemux86-64-0.1.0.img /dev/sdX\n  \
+        rustiot flash image.img /dev/mmcblk0 --yes --json\n\nA run that was cut short leaves the medium \
+        without a partition table; run it again.")]
+    Flash {
+        /// The image, uncompressed
+        image: PathBuf,
+        /// The whole medium, or a file
+        device: PathBuf,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Serve a directory of updates over HTTP, to this machine and the machines that run on it
+    #[command(after_help = "Example:\n  rustiot serve build\n\nA machine in QEMU reaches it at 10.0.2.2.")]
+    Serve {
+        /// What to serve
+        dir: PathBuf,
+        /// The port; 0 takes a free one
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
+    /// Test everything: code, then every promise on machines in QEMU
+    #[command(after_help = "Examples:\n  rustiot test\n  rustiot test --list\n  \
+        rustiot test --only updates_a_to_b\n  rustiot test --only qemuarm64/")]
+    Test(Test),
+    /// Longer experiments on machines in QEMU
+    #[command(subcommand)]
+    Lab(Lab),
+    /// See the story in three minutes: update, bad update, power cut, hang
+    Demo(BoardArg),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Build a disk image
+    #[command(after_help = "Examples:\n  rustiot image build\n  \
+        rustiot image build --board qemuarm64 --version 1.2.0 --overlay my-files --out build")]
+    Build(Build),
+}
+
+#[derive(Debug, Args)]
+pub struct BoardArg {
+    /// The board: a file in conf/boards
+    #[arg(long, default_value = "qemux86-64")]
+    pub board: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Json {
+    /// For scripts: one JSON document on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub board: BoardArg,
+    /// Boot, wait until it is healthy, print what it says of itself, power off
+    #[arg(long, conflicts_with = "detach")]
+    pub check: bool,
+    /// Return when it is healthy and leave it running
+    #[arg(long)]
+    pub detach: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+#[derive(Debug, Args)]
+pub struct Release {
+    #[command(flatten)]
+    pub board: BoardArg,
+    /// Version of the release (semver)
+    #[arg(long, default_value = "0.1.0")]
+    pub version: String,
+    /// The oldest version that a device with this release may go back to
+    #[arg(long, value_name = "VERSION")]
+    pub floor: Option<String>,
+    /// A directory whose files are laid over the root
+    #[arg(long, value_name = "DIR")]
+    pub overlay: Option<PathBuf>,
+    /// Leave out what only development needs: guest agent, root shell on the console
+    #[arg(long)]
+    pub production: bool,
+    /// The certificates that devices check updates against [default: the development CA's]
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct Build {
+    #[command(flatten)]
+    pub release: Release,
+    /// A rustiot.toml for the config partition
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the image goes [default: build]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+#[derive(Debug, Args)]
+pub struct Bundle {
+    #[command(flatten)]
+    pub release: Release,
+    /// The signing certificate: a file or a PKCS#11 URI [default: the development one]
+    #[arg(long, requires = "key", requires = "keyring")]
+    pub cert: Option<String>,
+    /// Its private key: a file or a PKCS#11 URI
+    #[arg(long, requires = "cert")]
+    pub key: Option<String>,
+    /// A certificate between the signing one and the CA; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub intermediate: Vec<PathBuf>,
+    /// zstd level, 1 to 22
+    #[arg(long, default_value_t = 19)]
+    pub compression: u32,
+    /// The bundle's file [default: build/rustiot-BOARD-VERSION.raucb]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+#[derive(Debug, Args)]
+pub struct Test {
+    /// Only tell what there is
+    #[arg(long)]
+    pub list: bool,
+    /// Only promises whose board/name contains this
+    #[arg(long, value_name = "NAME")]
+    pub only: Option<String>,
+    /// The short run: what every change gets
+    #[arg(long)]
+    pub quick: bool,
+    /// Machines at once [default: one a processor]
+    #[arg(long, value_name = "N")]
+    pub jobs: Option<usize>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Lab {
+    /// Cut the power at random instants of an update
+    #[command(
+        name = "power-cut",
+        after_help = "Example:\n  rustiot lab power-cut --runs 100 --seed 7 --json"
+    )]
+    PowerCut {
+        #[command(flatten)]
+        board: BoardArg,
+        /// How many cuts
+        #[arg(long, default_value_t = 25)]
+        runs: usize,
+        /// What chooses the instants and the fate of unflushed writes
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound_and_every_command_has_an_example_or_no_choices() {
+        Cli::command().debug_assert();
+        for name in ["run", "stop", "bundle", "keys", "flash", "serve", "test"] {
+            let command = Cli::command();
+            let sub = command.find_subcommand(name).unwrap();
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("rustiot {name}")), "{name} has no example");
+        }
+    }
+
+    #[test]
+    fn an_unknown_flag_is_a_wrong_request() {
+        let error = Cli::try_parse_from(["rustiot", "run", "--bord", "x"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("--board"), "it guesses what was meant");
+    }
+
+    #[test]
+    fn check_and_detach_exclude_each_other() {
+        assert!(Cli::try_parse_from(["rustiot", "run", "--check", "--detach"]).is_err());
+    }
+}

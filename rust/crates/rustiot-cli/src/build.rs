@@ -1,0 +1,107 @@
+//! `image build`, `bundle`, `keys`: thin over `rustiot-image`.
+
+use crate::args;
+use crate::fail::Done;
+use rustiot_image::keys::Signer;
+use rustiot_image::{BundleRequest, Context, DiskRequest, Image, Plain, Request, Toolbox};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+fn dev_keys(context: &Context) -> PathBuf {
+    context.repo().join("keys")
+}
+
+fn release(context: &Context, toolbox: &Toolbox, args: &args::Release) -> anyhow::Result<Image> {
+    let keyring = match &args.keyring {
+        Some(keyring) => keyring.clone(),
+        None => rustiot_image::keys::development(toolbox, &dev_keys(context))?.keyring,
+    };
+    let mut request = Request::new(&args.board.board, &args.version, keyring);
+    request.floor = args.floor.clone();
+    request.dev = !args.production;
+    request.overlay = args.overlay.clone();
+    Ok(rustiot_image::build(context, toolbox, &request, &Plain)?)
+}
+
+/// `rustiot image build`.
+pub fn image(context: &Context, args: &args::Build) -> Done {
+    let toolbox = Toolbox::ensure(context, &Plain)?;
+    let image = release(context, &toolbox, &args.release)?;
+    let out = args.out.clone().unwrap_or_else(|| context.repo().join("build"));
+    let name = format!("rustiot-{}-{}", image.board.name, image.version);
+    let path = out.join(format!("{name}.img"));
+    let config = match &args.config {
+        Some(file) => Some(
+            std::fs::read_to_string(file)
+                .map_err(|e| anyhow::Error::from(e).context(format!("cannot read {}", file.display())))?,
+        ),
+        None => None,
+    };
+    let request = DiskRequest { config, both_slots: false };
+    std::fs::create_dir_all(&out)?;
+    rustiot_image::disk(context, &toolbox, &image, &request, &path, &Plain)?;
+    rustiot_image::write_manifest(&image, &out.join(format!("{name}.json")))?;
+    if args.json.json {
+        let root_hash = &image.verity.root_hash;
+        let sizes = image.sizes;
+        println!("{}", json!({"image": path, "root_hash": root_hash, "sizes": sizes}));
+    } else {
+        println!("{}", path.display());
+        println!("Write it to a card or disk with: rustiot flash {} DEVICE", path.display());
+    }
+    Ok(())
+}
+
+/// `rustiot bundle`.
+pub fn bundle(context: &Context, args: &args::Bundle) -> Done {
+    let toolbox = Toolbox::ensure(context, &Plain)?;
+    let image = release(context, &toolbox, &args.release)?;
+    let signer = match (&args.cert, &args.key, &args.release.keyring) {
+        (Some(cert), Some(key), Some(keyring)) => Signer {
+            cert: cert.clone(),
+            key: key.clone(),
+            intermediates: args.intermediate.clone(),
+            keyring: keyring.clone(),
+        },
+        _ => rustiot_image::keys::development(&toolbox, &dev_keys(context))?,
+    };
+    let name = format!("rustiot-{}-{}.raucb", image.board.name, image.version);
+    let out = args.out.clone().unwrap_or_else(|| context.repo().join("build").join(name));
+    if let Some(dir) = out.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        std::fs::create_dir_all(dir)?;
+    }
+    let request = BundleRequest {
+        signer,
+        description: format!("RustIoT OS {} for {}", image.version, image.board.name),
+        compression: args.compression,
+        meta: Vec::new(),
+    };
+    rustiot_image::bundle(&toolbox, &image, &request, &out, &Plain)?;
+    let bytes = std::fs::metadata(&out)?.len();
+    if args.json.json {
+        println!("{}", json!({"bundle": out, "bytes": bytes, "version": image.version}));
+    } else {
+        println!("{} ({} MB)", out.display(), bytes / 1_000_000);
+        let dir = out.parent().unwrap_or(Path::new("."));
+        println!("Offer it to devices with: rustiot serve {}", dir.display());
+    }
+    Ok(())
+}
+
+/// `rustiot keys`.
+pub fn keys(context: &Context, out: Option<PathBuf>, json: bool) -> Done {
+    let toolbox = Toolbox::ensure(context, &Plain)?;
+    let dir = out.unwrap_or_else(|| dev_keys(context));
+    let signer = rustiot_image::keys::development(&toolbox, &dir)?;
+    let ssh = rustiot_image::keys::ssh_key(&toolbox, &dir)?;
+    if json {
+        let (cert, key, keyring) = (signer.cert, signer.key, signer.keyring);
+        println!("{}", json!({"cert": cert, "key": key, "keyring": keyring, "ssh": ssh.private}));
+    } else {
+        println!("devices trust      {}", signer.keyring.display());
+        println!("updates signed by  {}", signer.cert);
+        println!("log in with        ssh -i {}", ssh.private.display());
+        println!("Development only: a real CA is named with rustiot bundle --cert --key --keyring.");
+    }
+    Ok(())
+}

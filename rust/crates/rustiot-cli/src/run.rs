@@ -1,0 +1,243 @@
+//! `run`: a board in QEMU with its console on this terminal, for scripts (`--check`), or left to
+//! run (`--detach`). The first one builds and boots; later ones wake a snapshot.
+
+use crate::args;
+use crate::fail::{Done, Fail};
+use crate::machines;
+use anyhow::{Context as _, Result};
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use rustiot_board::Board;
+use rustiot_image::{Context, Plain};
+use rustiot_lab::{A, B, Device, Fixtures, Lab, Release};
+use serde_json::json;
+use std::io::{IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use testbed::{Disk, FileServer, Machine, Off, Scratch};
+
+/// How long a machine may take to go down.
+const GOES_DOWN: Duration = Duration::from_secs(180);
+const CTRL_A: u8 = 1;
+const CTRL_C: u8 = 3;
+
+/// A board and what is needed to run it.
+pub struct Bench {
+    pub lab: Lab,
+    pub board: Board,
+    pub fixtures: Fixtures,
+}
+
+impl Bench {
+    /// Opens the lab for one board, telling every build step.
+    pub fn open(context: &Context, board: &str) -> Result<Self> {
+        let board = rustiot_image::board(context, board)?;
+        let lab = Lab::open(context.clone(), &Plain)?;
+        Ok(Bench { lab, board, fixtures: Fixtures::new(true) })
+    }
+
+    /// A web server with the bundles of `releases`, in a directory that goes with the second value.
+    pub fn serve(&self, releases: &[&Release]) -> Result<(FileServer, Scratch)> {
+        let dir = self.lab.scratch("www")?;
+        for release in releases {
+            let bundle = self.fixtures.bundle(&self.lab, &self.board, release)?;
+            std::os::unix::fs::symlink(bundle, dir.file(&format!("{}.raucb", release.name)))?;
+        }
+        Ok((FileServer::start(dir.path())?, dir))
+    }
+}
+
+/// `rustiot run`.
+pub fn run(context: &Context, args: &args::Run) -> Done {
+    let json = args.json.json;
+    if !args.check && !args.detach && !std::io::stdin().is_terminal() {
+        return Err(Fail::usage("no terminal for a console here: use --check or --detach"));
+    }
+    let bench = Bench::open(context, &args.board.board)?;
+    if args.check {
+        check(&bench, json)
+    } else if args.detach {
+        detach(context, &bench, json)
+    } else {
+        interactive(&bench)
+    }
+}
+
+/// Boots a fresh medium, says what the device says, powers off.
+fn check(bench: &Bench, json: bool) -> Done {
+    let Bench { lab, board, fixtures } = bench;
+    let base = fixtures.base(lab, board)?;
+    let dir = lab.scratch("check")?;
+    let disk = Disk::overlay(&lab.tools(), &base, &dir.file("disk.qcow2"), Some(fixtures.medium()))?;
+    let began = Instant::now();
+    let machine = Off::new(lab.spec(board)?, disk, dir)?.power_on()?;
+    let boot = machine.wait_healthy()?;
+    let healthy_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let version = machine.version()?;
+    let slots = machine.wait_settled()?;
+    let health = machine.sh("cat /run/rustiot/health.json").ok();
+    let health: Option<serde_json::Value> = health.and_then(|text| serde_json::from_str(&text).ok());
+    machine.power_off(GOES_DOWN)?;
+    if json {
+        let told = json!({"board": board.name, "version": version, "healthy": true,
+            "power_on_to_healthy_ms": healthy_ms, "boot": boot.raw, "slots": slots, "health": health});
+        println!("{told}");
+    } else {
+        println!("{}: release {version} in slot {}, healthy", board.name, boot.slot);
+        println!("power on to healthy: {:.1} s", Duration::from_millis(healthy_ms).as_secs_f64());
+        println!("boot: {}", boot.timings_ms);
+        println!("powered off");
+    }
+    Ok(())
+}
+
+fn detach(context: &Context, bench: &Bench, json: bool) -> Done {
+    let Bench { lab, board, fixtures } = bench;
+    let snapshot = fixtures.healthy(lab, board)?;
+    let (name, dir) = machines::reserve(context, &board.name)?;
+    let machine = snapshot.restore_detached(Scratch::lasting(dir.clone())?)?;
+    let running = machines::note(&dir, &machine, &name, &board.name, A.version)?;
+    machine.detach();
+    let key = lab.ssh_key()?.private;
+    if json {
+        let mut told = serde_json::to_value(&running)?;
+        if let Some(object) = told.as_object_mut() {
+            object.insert("ssh_key".into(), json!(key));
+        }
+        println!("{told}");
+    } else {
+        println!("{name} is healthy");
+        println!("log in     ssh -i {} -p {} root@127.0.0.1", key.display(), running.ssh_port);
+        println!("switch off rustiot stop {name}");
+    }
+    Ok(())
+}
+
+fn interactive(bench: &Bench) -> Done {
+    let Bench { lab, board, fixtures } = bench;
+    let snapshot = fixtures.healthy(lab, board)?;
+    let (server, _dir) = bench.serve(&[&B])?;
+    let machine = snapshot.restore(lab.scratch("run")?)?;
+    let (port, key) = (machine.ssh_port(), lab.ssh_key()?.private);
+    let url = server.guest_url("b.raucb");
+    println!();
+    println!("{} runs release {}; it is healthy. This is its console:", board.description, A.version);
+    println!();
+    println!("  log in     ssh -i {} -p {port} root@127.0.0.1", key.display());
+    println!("  update it  rustiot update install {url}");
+    println!("  watch it   rustiot status; rustiot slots; journalctl -f");
+    println!("  break it   echo c > /proc/sysrq-trigger        (the kernel panics)");
+    println!("             kill -STOP $(pidof rustiot-watchdog) (nobody feeds the watchdog)");
+    println!("             dd if=/dev/urandom of=/dev/disk/by-partlabel/state bs=1M count=8; reboot -f");
+    println!("  end it     Ctrl-A X, or Ctrl-C (Ctrl-A Ctrl-C sends one to the machine)");
+    println!();
+    machine.console().send("\n")?;
+    console(&machine)?;
+    println!("\r\nthe machine is off; its disk is forgotten");
+    Ok(())
+}
+
+/// The terminal as it was, while it is raw.
+static TERMINAL: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Gives the terminal back as it was. Does nothing if it was never taken.
+pub fn restore_terminal() {
+    let before = TERMINAL.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(before) = before {
+        let _ = tcsetattr(std::io::stdin().as_fd(), SetArg::TCSADRAIN, &before);
+    }
+}
+
+/// Connects the terminal to the machine's console until the person or the machine ends it.
+fn console(machine: &Machine) -> Result<()> {
+    let stdin = std::io::stdin();
+    let before = tcgetattr(stdin.as_fd()).context("cannot read the terminal's settings")?;
+    let mut raw = before.clone();
+    *TERMINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+    cfmakeraw(&mut raw);
+    tcsetattr(stdin.as_fd(), SetArg::TCSADRAIN, &raw).context("cannot set the terminal")?;
+    let bytes = machine.console().tap();
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let machine_ended = ended.clone();
+        scope.spawn(move || {
+            let mut out = std::io::stdout();
+            for chunk in bytes {
+                if out.write_all(&chunk).and_then(|()| out.flush()).is_err() {
+                    break;
+                }
+            }
+            let _ = machine_ended.send(());
+        });
+        // Reading the keyboard cannot be interrupted, so its thread is not waited for.
+        let keys = machine.console().sender();
+        std::thread::spawn(move || {
+            let mut keyboard = Keyboard::default();
+            let mut buffer = [0u8; 256];
+            while let Ok(n) = std::io::stdin().read(&mut buffer) {
+                let typed = keyboard.feed(buffer.get(..n).unwrap_or_default());
+                if n == 0 || typed.end || keys.send_bytes(&typed.bytes).is_err() {
+                    break;
+                }
+            }
+            let _ = ended.send(());
+        });
+        let _ = end.recv();
+        // The machine's end also ends the thread that prints.
+        let _ = machine.qmp().run("quit", json!({}));
+    });
+    restore_terminal();
+    Ok(())
+}
+
+/// What was typed: bytes for the machine, and whether it is the end.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Typed {
+    bytes: Vec<u8>,
+    end: bool,
+}
+
+/// Knows `Ctrl-A X`, `Ctrl-C`, and that `Ctrl-A` before another key sends that key.
+#[derive(Debug, Default)]
+struct Keyboard {
+    escaped: bool,
+}
+
+impl Keyboard {
+    fn feed(&mut self, keys: &[u8]) -> Typed {
+        let mut typed = Typed::default();
+        for &key in keys {
+            match (std::mem::take(&mut self.escaped), key) {
+                (false, CTRL_C) | (true, b'x' | b'X') => {
+                    typed.end = true;
+                    break;
+                }
+                (false, CTRL_A) => self.escaped = true,
+                (_, key) => typed.bytes.push(key),
+            }
+        }
+        typed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_reach_the_machine_and_two_of_them_end_it() {
+        let feed = |keys: &[u8]| Keyboard::default().feed(keys);
+        assert_eq!(feed(b"ls\r"), Typed { bytes: b"ls\r".to_vec(), end: false });
+        assert!(feed(&[b'a', CTRL_C]).end);
+        assert!(feed(&[CTRL_A, b'x']).end);
+        assert_eq!(feed(&[CTRL_A, CTRL_C]), Typed { bytes: vec![CTRL_C], end: false });
+        assert_eq!(feed(&[CTRL_A, CTRL_A]), Typed { bytes: vec![CTRL_A], end: false });
+    }
+
+    #[test]
+    fn an_escape_holds_over_two_reads() {
+        let mut keyboard = Keyboard::default();
+        assert!(!keyboard.feed(&[CTRL_A]).end);
+        assert!(keyboard.feed(b"X").end);
+    }
+}

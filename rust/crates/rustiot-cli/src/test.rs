@@ -1,0 +1,298 @@
+//! `test`: everything that a change must pass, in stages that go from cheap to dear, with one last
+//! line that counts it all. A stage that cannot run here says why and is counted as skipped.
+
+use crate::args;
+use crate::checks;
+use crate::fail::{Done, Fail, Why};
+use anyhow::{Context as _, Result, anyhow};
+use rustiot_image::{Context, Plain};
+use rustiot_lab::{Fixtures, Lab, Outcome, Report, tests};
+use serde_json::json;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// What was counted.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Count {
+    fn line(self) -> String {
+        let Count { passed, failed, skipped } = self;
+        format!("{passed} passed, {failed} failed, {skipped} skipped")
+    }
+
+    fn one(&mut self, name: &str, result: Result<Verdict>, began: Instant) {
+        let seconds = began.elapsed().as_secs_f64();
+        let (word, rest) = match result {
+            Ok(Verdict::Passed) => {
+                self.passed = self.passed.saturating_add(1);
+                ("ok", String::new())
+            }
+            Ok(Verdict::Skipped(why)) => {
+                self.skipped = self.skipped.saturating_add(1);
+                ("skipped", format!(": {why}"))
+            }
+            Err(error) => {
+                self.failed = self.failed.saturating_add(1);
+                ("FAILED", format!("\n    {error:#}"))
+            }
+        };
+        println!("{word:<7} {seconds:>6.1} s  {name}{rest}");
+    }
+}
+
+enum Verdict {
+    Passed,
+    Skipped(String),
+}
+
+/// `rustiot test`.
+pub fn run(context: &Context, args: &args::Test) -> Done {
+    let boards = Lab::boards(context)?;
+    // The whole of it takes hours where processors are emulated.
+    let quick = args.quick || std::env::var("CI").is_ok_and(|ci| ci == "true");
+    let registry = tests::all();
+    let chosen = rustiot_lab::list(&registry, &boards, args.only.as_deref(), quick);
+    if args.list {
+        for (test, board) in &chosen {
+            if args.json.json {
+                println!(
+                    "{}",
+                    json!({"id": format!("{}/{}", board.name, test.name), "promise": test.promise})
+                );
+            } else {
+                println!("{}/{}\n    {}", board.name, test.name, test.promise);
+            }
+        }
+        return Ok(());
+    }
+    if args.only.is_some() && chosen.is_empty() {
+        return Err(Fail::usage("no such promise; see: rustiot test --list"));
+    }
+    let mut count = Count::default();
+    if args.only.is_none() {
+        code(context, &mut count)?;
+    }
+    heading(&match quick {
+        true => {
+            "promises, on machines in QEMU (the short run; all of them: rustiot test without --quick)".into()
+        }
+        false => format!("promises, on machines in QEMU ({} of them)", chosen.len()),
+    });
+    match Lab::open(context.clone(), &Plain) {
+        Ok(lab) => promises(&lab, &chosen, args, &mut count),
+        Err(error) => count.one("the toolbox that QEMU runs in", Err(error), Instant::now()),
+    }
+    println!();
+    println!("{}", count.line());
+    if count.failed > 0 {
+        return Err(Fail::new(Why::Failed, anyhow!("{} failed", count.failed)));
+    }
+    Ok(())
+}
+
+fn promises(
+    lab: &Lab,
+    chosen: &[(&rustiot_lab::LabTest, &rustiot_board::Board)],
+    args: &args::Test,
+    count: &mut Count,
+) {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let json = args.json.json;
+    let told = move |report: &Report| match serde_json::to_string(report) {
+        Ok(line) if json => println!("{line}"),
+        _ => println!("{}", report.line()),
+    };
+    let fixtures = Fixtures::new(true);
+    for report in rustiot_lab::run(lab, &fixtures, chosen, args.jobs.unwrap_or(processors), &told) {
+        let counter = match report.outcome {
+            Outcome::Passed => &mut count.passed,
+            Outcome::Failed { .. } => &mut count.failed,
+            Outcome::Skipped { .. } => &mut count.skipped,
+        };
+        *counter = counter.saturating_add(1);
+    }
+}
+
+fn heading(text: &str) {
+    println!("\n== {text}");
+}
+
+/// Everything that needs no machine.
+fn code(context: &Context, count: &mut Count) -> Result<()> {
+    let (repo, rust) = (context.repo(), context.repo().join("rust"));
+    heading("code");
+    let began = Instant::now();
+    count.one(
+        "formatted (cargo fmt)",
+        tool(&rust, "cargo", &["fmt", "--version"], &["fmt", "--check"]),
+        began,
+    );
+    let began = Instant::now();
+    let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    let linted = tool(&rust, "cargo", &["clippy", "--version"], &clippy);
+    count.one("no warnings (cargo clippy)", linted, began);
+    let began = Instant::now();
+    count.one("licences and sources", supply(&rust), began);
+    let began = Instant::now();
+    count.one("docs name every dependency and crate", lists(repo, &rust), began);
+    let began = Instant::now();
+    count.one(
+        "launcher (shellcheck)",
+        tool(repo, "shellcheck", &["--version"], &["rustiot", ".ci/run"]),
+        began,
+    );
+    heading("unit and property tests (cargo test)");
+    unit_tests(&rust, count)
+}
+
+/// Where cargo builds for us. Under sudo it is a place of root's own, so that the person's own
+/// builds do not find files that they cannot write.
+fn target(rust: &Path) -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => dir.into(),
+        None if std::env::var_os("SUDO_UID").is_some() => rust.join("../build/target"),
+        None => rust.join("target"),
+    }
+}
+
+/// Runs a tool if it is there; its output matters only when it fails.
+fn tool(dir: &Path, program: &str, probe: &[&str], args: &[&str]) -> Result<Verdict> {
+    let there = Command::new(program).args(probe).stdin(Stdio::null()).output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        let what = format!("{program} {}", probe.first().unwrap_or(&""));
+        return Ok(Verdict::Skipped(format!("`{}` is not installed", what.trim_end_matches(" --version"))));
+    }
+    let mut command = Command::new(program);
+    command.args(args).current_dir(dir).env("CARGO_TARGET_DIR", target(dir));
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {program}"))?;
+    if output.status.success() {
+        return Ok(Verdict::Passed);
+    }
+    let text = [output.stdout, output.stderr].concat();
+    Err(anyhow!("{}", tail(&String::from_utf8_lossy(&text), 60)))
+}
+
+fn supply(rust: &Path) -> Result<Verdict> {
+    let deny = ["deny", "check", "bans", "licenses", "sources"];
+    if let verdict @ (Ok(Verdict::Passed) | Err(_)) = tool(rust, "cargo", &["deny", "--version"], &deny) {
+        return verdict;
+    }
+    let rules = std::fs::read_to_string(rust.join("deny.toml")).context("cannot read deny.toml")?;
+    none(checks::supply(&checks::metadata(rust)?, &rules)?)
+}
+
+fn lists(repo: &Path, rust: &Path) -> Result<Verdict> {
+    let read = |name: &str| {
+        let path = repo.join("docs").join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    none(checks::lists(&checks::metadata(rust)?, &read("dependencies.md")?, &read("map.md")?))
+}
+
+fn none(problems: Vec<String>) -> Result<Verdict> {
+    if problems.is_empty() { Ok(Verdict::Passed) } else { Err(anyhow!("{}", problems.join("\n    "))) }
+}
+
+/// Runs cargo's tests and counts each; only what fails is shown.
+fn unit_tests(rust: &Path, count: &mut Count) -> Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--workspace", "--no-fail-fast", "--quiet", "--", "--format=pretty"]);
+    cargo.env("CARGO_TARGET_DIR", target(rust)).current_dir(rust);
+    let began = Instant::now();
+    let mut child =
+        cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
+    let mut counted = Count::default();
+    let mut failing = false;
+    let stdout = child.stdout.take().context("cargo has no output")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("cannot read cargo's output")?;
+        if let Some(result) = result_line(&line) {
+            counted.passed = counted.passed.saturating_add(result.passed);
+            counted.failed = counted.failed.saturating_add(result.failed);
+            counted.skipped = counted.skipped.saturating_add(result.skipped);
+            failing = false;
+        } else if line == "failures:" {
+            failing = true;
+        }
+        if failing {
+            println!("    {line}");
+        }
+    }
+    let status = child.wait().context("cannot wait for cargo test")?;
+    if !status.success() && counted.failed == 0 {
+        // It did not build, or a test took the whole program down.
+        counted.failed = 1;
+    }
+    println!(
+        "{:<7} {:>6.1} s  {}",
+        if status.success() { "ok" } else { "FAILED" },
+        began.elapsed().as_secs_f64(),
+        counted.line()
+    );
+    count.passed = count.passed.saturating_add(counted.passed);
+    count.failed = count.failed.saturating_add(counted.failed);
+    count.skipped = count.skipped.saturating_add(counted.skipped);
+    Ok(())
+}
+
+/// Counts in a line such as `test result: ok. 43 passed; 0 failed; 1 ignored; …`.
+fn result_line(line: &str) -> Option<Count> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let number = |word: &str| {
+        let part = counts.split("; ").find_map(|part| part.strip_suffix(word))?;
+        part.trim().parse().ok()
+    };
+    Some(Count { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
+}
+
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<&str> = text.lines().collect();
+    all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n    ")
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn cargos_counts_are_read() {
+        let line = "test result: FAILED. 43 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; \
+            finished in 0.29s";
+        assert_eq!(result_line(line), Some(Count { passed: 43, failed: 2, skipped: 1 }));
+        assert_eq!(result_line("test x ... ok"), None);
+    }
+
+    #[test]
+    fn the_last_line_is_the_plain_one() {
+        assert_eq!(Count { passed: 3, failed: 0, skipped: 1 }.line(), "3 passed, 0 failed, 1 skipped");
+    }
+
+    #[test]
+    fn a_tool_that_is_not_there_is_skipped_with_its_name() {
+        let verdict = tool(Path::new("/"), "no-such-tool-here", &["--version"], &[]);
+        assert!(
+            matches!(verdict, Ok(Verdict::Skipped(why)) if why == "`no-such-tool-here` is not installed")
+        );
+    }
+
+    #[test]
+    fn a_tool_that_fails_shows_its_output() {
+        let verdict = tool(Path::new("/"), "sh", &["-c", "true"], &["-c", "echo bad; exit 1"]);
+        assert!(verdict.is_err_and(|error| error.to_string() == "bad"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read(line in "(test result: )?.*") {
+            let _ = result_line(&line);
+        }
+    }
+}
