@@ -147,5 +147,8 @@ pub(crate) fn configuration(os: &impl Os, default_hostname: &str, status: &mut S
     if errors > 0 {
         problems.push(format!("{errors} error(s) in the configuration, see messages"));
     }
+    if outcome == Outcome::Done {
+        problems.push(format!("{} files rendered", changed.files.len()));
+    }
     ((outcome, problems.join("; ")), changed)
 }

@@ -72,12 +72,21 @@ pub fn main(arguments: impl IntoIterator<Item = String>) -> u8 {
         ["early" | "late"] => report(&status),
         _ => print!("{}", status.text()),
     }
-    u8::from(status.steps.iter().any(|step| step.outcome == Outcome::Failed))
+    // `status` itself succeeds by telling.
+    let counts = |step: &&Step| status.ran.contains(&step.name);
+    u8::from(status.steps.iter().filter(counts).any(|step| step.outcome == Outcome::Failed))
 }
 
-/// For the journal, with the priorities of sd-daemon(3): only what is not as it was.
+/// For the journal and the console, with the priorities of sd-daemon(3): one line always, then what is not as it
+/// was.
 fn report(status: &Status) {
-    for Step { name, outcome, detail, .. } in &status.steps {
+    let ran: Vec<&Step> = status.steps.iter().filter(|step| status.ran.contains(&step.name)).collect();
+    let ms = ran.iter().fold(0_u64, |sum, step| sum.saturating_add(step.ms));
+    let changed = ran.iter().filter(|step| step.outcome != Outcome::Unchanged).count();
+    eprintln!("<6>{}: {} steps in {ms} ms, {changed} with something to say", status.hostname, ran.len());
+    for Step { name, outcome, detail, .. } in
+        status.steps.iter().filter(|step| status.ran.contains(&step.name))
+    {
         match outcome {
             Outcome::Unchanged => {}
             Outcome::Done => eprintln!("<5>{name}: {detail}"),
@@ -85,7 +94,9 @@ fn report(status: &Status) {
             Outcome::Failed => eprintln!("<3>{name}: {detail}"),
         }
     }
-    for message in &status.messages {
-        eprintln!("<4>{message}");
+    if status.ran.iter().any(|name| name == "configuration") {
+        for message in &status.messages {
+            eprintln!("<4>{message}");
+        }
     }
 }

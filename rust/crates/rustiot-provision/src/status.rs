@@ -50,11 +50,15 @@ pub struct Status {
     pub messages: Vec<Message>,
     /// Where each setting comes from that does not have its built-in default.
     pub origins: BTreeMap<String, Origin>,
+    /// Names of the steps that the run which returned this ran; not in the file.
+    #[serde(skip)]
+    pub ran: Vec<String>,
 }
 
 impl Status {
     /// Puts a step in its place (a step that ran before is replaced) and says whether all is well.
     pub fn record(&mut self, step: Step) {
+        self.ran.push(step.name.clone());
         match self.steps.iter_mut().find(|known| known.name == step.name) {
             Some(known) => *known = step,
             None => self.steps.push(step),

@@ -187,8 +187,7 @@ pub(crate) fn config(os: &impl Os, disk: &Disk) -> Result {
         return (Outcome::Unchanged, format!("/config is in use and was not mounted afresh: {error}"));
     }
     match os.mount(Mount::Fat(&partition.device), TARGET) {
-        Ok(()) if was => (Outcome::Unchanged, String::new()),
-        Ok(()) => (Outcome::Done, String::new()),
+        Ok(()) => (Outcome::Unchanged, String::new()),
         Err(error) => (Outcome::Degraded, format!("cannot be mounted ({error}): last good values are used")),
     }
 }
@@ -199,7 +198,6 @@ const BINDS: [(&str, u32, &str); 2] =
 
 /// Brings the lasting directories to their places in `/var`, which itself is memory.
 pub(crate) fn var(os: &impl Os) -> Result {
-    let mut outcome = Outcome::Unchanged;
     let mut problems = Vec::new();
     for (source, mode, target) in BINDS {
         if matches!(os.mounted(target), Ok(Some(_))) {
@@ -209,15 +207,11 @@ pub(crate) fn var(os: &impl Os) -> Result {
             .make_dir(Path::new(source), mode)
             .and_then(|()| os.make_dir(Path::new(target), mode))
             .and_then(|()| os.mount(Mount::Bind(source), target));
-        match bound {
-            Ok(()) if outcome == Outcome::Unchanged => outcome = Outcome::Done,
-            Ok(()) => {}
-            Err(error) => {
-                outcome = Outcome::Degraded;
-                problems.push(format!("{target} is not kept over a restart: {error}"));
-            }
+        if let Err(error) = bound {
+            problems.push(format!("{target} is not kept over a restart: {error}"));
         }
     }
+    let outcome = if problems.is_empty() { Outcome::Unchanged } else { Outcome::Degraded };
     (outcome, problems.join("; "))
 }
 
