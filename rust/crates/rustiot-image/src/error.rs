@@ -48,7 +48,7 @@ pub enum Error {
     #[error(transparent)]
     Guard(#[from] crate::guard::Error),
     /// Something is larger than it may be.
-    #[error("{what} is {size}, {limit_name} is {limit}: {remedy}")]
+    #[error("{what} is {size} ({} bytes), {limit_name} is {limit} ({}): {remedy}", size.bytes(), limit.bytes())]
     TooLarge {
         /// What is too large.
         what: String,
