@@ -104,6 +104,11 @@ impl Gate {
         self.state
     }
 
+    /// This boot was stable before the service was restarted.
+    pub fn resume_stable(&mut self) {
+        self.state = State::Stable;
+    }
+
     /// RAUC has marked the slot.
     pub fn committed(&mut self) {
         if self.state == State::Committing {

@@ -1,0 +1,119 @@
+//! The few questions to systemd's D-Bus API, over any connection: the bus, or a peer in tests.
+//!
+//! Only asks, except for [`Systemd::reboot`]. Called by [`crate::checks::units`] and [`crate::service`].
+
+use zbus::Connection;
+use zbus::zvariant::{OwnedObjectPath, OwnedValue, Type};
+
+const NAME: &str = "org.freedesktop.systemd1";
+const PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+
+/// systemd at the other end of a connection.
+#[derive(Clone, Debug)]
+pub struct Systemd {
+    connection: Connection,
+    /// None when the other end is systemd itself and there is no bus between.
+    name: Option<&'static str>,
+}
+
+/// A unit as `ListUnits` shows it (org.freedesktop.systemd1(5)).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, Type)]
+pub struct Unit {
+    /// Its name.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// `loaded`, `not-found`, `masked`, …
+    pub load: String,
+    /// `active`, `activating`, `failed`, …
+    pub active: String,
+    /// `running`, `exited`, `auto-restart`, …
+    pub sub: String,
+    following: String,
+    /// Its object.
+    pub path: OwnedObjectPath,
+    job: u32,
+    job_type: String,
+    job_path: OwnedObjectPath,
+}
+
+impl Systemd {
+    /// On the system bus.
+    #[must_use]
+    pub fn on_bus(connection: Connection) -> Self {
+        Self { connection, name: Some(NAME) }
+    }
+
+    /// Directly at the other end.
+    #[must_use]
+    #[cfg(test)]
+    pub fn peer(connection: Connection) -> Self {
+        Self { connection, name: None }
+    }
+
+    /// The named units, loaded if need be; one that does not exist comes back as `not-found`.
+    ///
+    /// # Errors
+    /// D-Bus.
+    pub async fn units(&self, names: &[String]) -> zbus::Result<Vec<Unit>> {
+        self.manager("ListUnitsByNames", &(names,)).await
+    }
+
+    /// All units that failed.
+    ///
+    /// # Errors
+    /// D-Bus.
+    pub async fn failed_units(&self) -> zbus::Result<Vec<Unit>> {
+        self.manager("ListUnitsFiltered", &(["failed"].as_slice(),)).await
+    }
+
+    /// What a unit wants or requires.
+    ///
+    /// # Errors
+    /// D-Bus.
+    pub async fn dependencies(&self, unit: &Unit) -> zbus::Result<Vec<String>> {
+        let interface = "org.freedesktop.systemd1.Unit";
+        let mut names: Vec<String> = self.property(unit, interface, "Requires").await?;
+        names.extend(self.property::<Vec<String>>(unit, interface, "Wants").await?);
+        Ok(names)
+    }
+
+    /// How often systemd has restarted a service by itself since it was started.
+    ///
+    /// # Errors
+    /// D-Bus.
+    pub async fn restarts(&self, unit: &Unit) -> zbus::Result<u32> {
+        self.property(unit, "org.freedesktop.systemd1.Service", "NRestarts").await
+    }
+
+    /// An orderly reboot.
+    ///
+    /// # Errors
+    /// D-Bus.
+    pub async fn reboot(&self) -> zbus::Result<()> {
+        self.manager("Reboot", &()).await
+    }
+
+    async fn manager<B, R>(&self, method: &str, body: &B) -> zbus::Result<R>
+    where
+        B: serde::Serialize + zbus::zvariant::DynamicType,
+        R: for<'d> zbus::zvariant::DynamicDeserialize<'d>,
+    {
+        self.connection.call_method(self.name, PATH, Some(MANAGER), method, body).await?.body().deserialize()
+    }
+
+    async fn property<T>(&self, unit: &Unit, interface: &str, name: &str) -> zbus::Result<T>
+    where
+        T: TryFrom<OwnedValue>,
+        T::Error: Into<zbus::Error>,
+    {
+        let properties = Some("org.freedesktop.DBus.Properties");
+        let reply = self
+            .connection
+            .call_method(self.name, unit.path.as_ref(), properties, "Get", &(interface, name))
+            .await?;
+        let value: OwnedValue = reply.body().deserialize()?;
+        T::try_from(value).map_err(Into::into)
+    }
+}
