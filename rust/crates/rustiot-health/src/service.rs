@@ -87,6 +87,7 @@ pub async fn run() -> anyhow::Result<()> {
     if service.kind == BootKind::Rescue {
         // Nothing is decided in rescue: reachable is all it has to be.
         notify("READY=1");
+        term.recv().await;
         return Ok(());
     }
     loop {
