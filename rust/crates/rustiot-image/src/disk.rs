@@ -114,6 +114,7 @@ fn create(
         };
         place_file(&source, &raw, place)?;
     }
+    lint(&raw, &image.layout, image.board.boot.loader)?;
     publish(&raw, out)
 }
 
@@ -264,4 +265,80 @@ pub fn lint(image: &Path, layout: &Layout, loader: rustiot_board::LoaderKind) ->
 #[expect(clippy::disallowed_methods, reason = "a build product: a build that is cut short starts over")]
 fn publish(made: &Path, out: &Path) -> Result<(), Error> {
     fs::rename(made, out).at("write", out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustiot_board::LoaderKind;
+    use std::path::PathBuf;
+
+    fn layout() -> Layout {
+        Layout::load(&PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../conf/layout.toml")).unwrap()
+    }
+
+    #[test]
+    fn partitions_are_aligned_and_do_not_overlap() {
+        let layout = layout();
+        for loader in [LoaderKind::Uefi, LoaderKind::Uboot] {
+            let (places, total) = places(&layout, loader);
+            let mut end = layout.alignment.bytes();
+            for place in &places {
+                assert!(place.start >= end && place.start.is_multiple_of(layout.alignment.bytes()));
+                end = place.start + place.partition.size.bytes();
+            }
+            assert!(total >= end + GPT_TAIL && total.is_multiple_of(SECTOR));
+        }
+    }
+
+    #[test]
+    fn zeros_stay_a_hole_and_the_rest_arrives() {
+        let dir = tempfile::tempdir().unwrap();
+        let (source, raw) = (dir.path().join("source"), dir.path().join("raw"));
+        let mut data = vec![0; 3 * PIECE + 17];
+        data[PIECE + 5] = 1;
+        data[3 * PIECE + 16] = 2;
+        write(&source, &data).unwrap();
+        let layout = layout();
+        let place = Place { partition: &layout.partitions[0], start: 4096 };
+        File::create(&raw).unwrap().set_len(4096 + 4 * PIECE as u64).unwrap();
+        place_file(&source, &raw, &place).unwrap();
+        assert_eq!(fs::read(&raw).unwrap()[4096..4096 + data.len()], data);
+    }
+
+    #[test]
+    fn what_does_not_fit_says_by_how_much_and_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("source");
+        File::create(&source).unwrap().set_len(33 << 20).unwrap();
+        let layout = layout();
+        let place = Place { partition: &layout.partitions[0], start: 0 };
+        let error = place_file(&source, &dir.path().join("raw"), &place).unwrap_err().to_string();
+        for wanted in ["`config`", "33 MiB", "32 MiB", "conf/layout.toml"] {
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_where_both_slots_use_it_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let raw = dir.path().join("raw");
+        let layout = layout();
+        let (places, total) = places(&layout, LoaderKind::Uefi);
+        let file = File::create(&raw).unwrap();
+        file.set_len(total).unwrap();
+        lint(&raw, &layout, LoaderKind::Uefi).unwrap();
+        let state = places.iter().find(|p| p.partition.name == "state").unwrap();
+        for (offset, mark) in
+            [(514, &b"HdrS"[..]), (512, b"\xd0\x0d\xfe\xed"), (56, b"ARM\x64"), (1024, b"\xe2\xe1\xf5\xe0")]
+        {
+            use std::os::unix::fs::FileExt;
+            let at = state.start + 3 * PIECE as u64 + offset;
+            file.write_all_at(mark, at).unwrap();
+            let error = lint(&raw, &layout, LoaderKind::Uefi).unwrap_err().to_string();
+            assert!(error.contains("`state`"), "{error}");
+            file.write_all_at(&[0; 4], at).unwrap();
+        }
+        lint(&raw, &layout, LoaderKind::Uefi).unwrap();
+    }
 }

@@ -2,8 +2,8 @@
 
 use crate::base::{Base, write_json};
 use crate::cache::{Key, stage};
-use crate::context::{Context, Progress};
-use crate::error::{At, Error, refused};
+use crate::context::{Context, Progress, Silent, step};
+use crate::error::{At, Error, content, refused};
 use crate::initramfs::{self, Init};
 use crate::programs::{self, Programs};
 use crate::root::{self, Inputs, Verity};
@@ -133,11 +133,7 @@ pub fn build(
 
     let kernel_words = Kernel::load(&ctx.conf("kernel.toml"))?.cmdline;
     let cmdline = [&kernel_words[..], &board.boot.cmdline, &request.cmdline].concat().join(" ");
-    let init = match &request.init {
-        Init::Built => Some(programs.init.clone()),
-        Init::Other(path) => Some(path.clone()),
-        Init::Missing => None,
-    };
+    let init = request.init.program(&programs);
     let mut key = Key::new("boot 1")
         .bytes(&base.key()?)
         .text(&toolbox.root().to_string_lossy())
@@ -152,22 +148,16 @@ pub fn build(
     };
     key = boot::key(ctx, &board, key)?;
     let title = format!("boot image {} ({})", request.version, board.name);
-    let dir = stage(ctx, progress, ("boot", &title), &key.finish(), |work| {
-        let scratch = work.join("scratch");
-        std::fs::create_dir(&scratch).at("create", &scratch)?;
-        let initramfs =
-            initramfs::build(toolbox, &base, &board, init.as_deref(), &root.verity, request.dev, &scratch)?;
-        let path = work.join("initramfs.cpio");
-        crate::cache::write(&path, initramfs)?;
-        let parts = boot::Parts {
-            kernel: &base.kernel(),
-            initramfs: &path,
-            cmdline: &cmdline,
-            version: &request.version,
-        };
-        boot::build(ctx, toolbox, &board, &parts, &scratch, &work.join("boot.img"))?;
-        crate::cache::remove(&scratch)
-    })?;
+    let make = MakeBoot {
+        ctx,
+        toolbox,
+        base: &base,
+        board: &board,
+        init: init.as_deref(),
+        cmdline: &cmdline,
+        request,
+    };
+    let dir = stage(ctx, progress, ("boot", &title), &key.finish(), |work| make.run(&root.verity, work))?;
     let initramfs = dir.join("initramfs.cpio");
     let boot = dir.join("boot.img");
     let sizes = Sizes {
@@ -190,6 +180,84 @@ pub fn build(
         cmdline,
         programs,
         sizes,
+    })
+}
+
+/// The last step of a build.
+struct MakeBoot<'a> {
+    ctx: &'a Context,
+    toolbox: &'a Toolbox,
+    base: &'a Base,
+    board: &'a Board,
+    init: Option<&'a Path>,
+    cmdline: &'a str,
+    request: &'a Request,
+}
+
+impl MakeBoot<'_> {
+    /// Makes `initramfs.cpio` and `boot.img` in `work`.
+    fn run(&self, verity: &Verity, work: &Path) -> Result<(), Error> {
+        let scratch = work.join("scratch");
+        std::fs::create_dir(&scratch).at("create", &scratch)?;
+        let dev = self.request.dev;
+        let initramfs =
+            initramfs::build(self.toolbox, self.base, self.board, self.init, verity, dev, &scratch)?;
+        let path = work.join("initramfs.cpio");
+        crate::cache::write(&path, initramfs)?;
+        let parts = boot::Parts {
+            kernel: &self.base.kernel(),
+            initramfs: &path,
+            cmdline: self.cmdline,
+            version: &self.request.version,
+        };
+        boot::build(self.ctx, self.toolbox, self.board, &parts, &scratch, &work.join("boot.img"))?;
+        crate::cache::remove(&scratch)
+    }
+}
+
+/// Builds root and boot image of `request` once more, in a directory of its own, and compares them with `image` byte
+/// for byte. Programs and packages are those of the cache.
+///
+/// # Errors
+/// A step fails, or something differs: the message names it.
+pub fn verify(
+    ctx: &Context,
+    toolbox: &Toolbox,
+    request: &Request,
+    image: &Image,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    step(progress, "the same once more, to compare", || {
+        let silent = &Silent;
+        let base = Base::ensure(ctx, toolbox, image.board.arch, request.dev, silent)?;
+        let work = tempfile::Builder::new()
+            .prefix(".verify-")
+            .tempdir_in(ctx.cache())
+            .at("create a directory in", ctx.cache())?;
+        let board = &image.board;
+        Inputs { ctx, toolbox, base: &base, programs: &image.programs, board, request }
+            .create(work.path())?;
+        let init = request.init.program(&image.programs);
+        MakeBoot {
+            ctx,
+            toolbox,
+            base: &base,
+            board,
+            init: init.as_deref(),
+            cmdline: &image.cmdline,
+            request,
+        }
+        .run(&image.verity, work.path())?;
+        for (made, name) in
+            [(&image.root, "root.img"), (&image.initramfs, "initramfs.cpio"), (&image.boot, "boot.img")]
+        {
+            let again = work.path().join(name);
+            let read = |path: &Path| std::fs::read(path).at("read", path);
+            if read(made)? != read(&again)? {
+                return Err(content(made, format!("a second build of {name} from the same inputs differs")));
+            }
+        }
+        Ok(())
     })
 }
 

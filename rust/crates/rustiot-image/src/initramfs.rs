@@ -5,11 +5,12 @@ use crate::base::Base;
 use crate::cpio::Archive;
 use crate::error::{At, Error, content};
 use crate::modules::Index;
+use crate::programs::Programs;
 use crate::root::Verity;
 use crate::toolbox::Toolbox;
 use rustiot_board::{Board, LoaderKind};
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What runs as `/init`; anything but [`Init::Built`] makes a release that must not stay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,9 +19,20 @@ pub enum Init {
     #[default]
     Built,
     /// Another program, static.
-    Other(std::path::PathBuf),
+    Other(PathBuf),
     /// None at all.
     Missing,
+}
+
+impl Init {
+    /// The program, if there is one.
+    pub(crate) fn program(&self, programs: &Programs) -> Option<PathBuf> {
+        match self {
+            Init::Built => Some(programs.init.clone()),
+            Init::Other(path) => Some(path.clone()),
+            Init::Missing => None,
+        }
+    }
 }
 
 /// `/rustiot/init.json`; docs/contracts/image.md.

@@ -116,7 +116,8 @@ impl Inputs<'_> {
         self.ctx.conf("boards").join(format!("{}.toml", self.board.name))
     }
 
-    fn create(&self, work: &Path) -> Result<(), Error> {
+    /// Builds the root in `work`: `root.img`, `verity.json`, `sizes.json`.
+    pub(crate) fn create(&self, work: &Path) -> Result<(), Error> {
         let tree = work.join("root");
         copy_tree(&self.base.root(), &tree)?;
         self.modules(&tree)?;
