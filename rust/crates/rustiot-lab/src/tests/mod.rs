@@ -2,6 +2,7 @@
 //! naming it in [`all`].
 
 mod damage;
+mod firmware;
 mod liveness;
 mod owner;
 mod refusals;
@@ -14,7 +15,16 @@ use crate::runner::LabTest;
 
 /// Every test, in the order in which they run: the slowest first keeps both workers busy to the end.
 pub fn all() -> Vec<LabTest> {
-    [trials::TESTS, damage::TESTS, updates::TESTS, owner::TESTS, refusals::TESTS, liveness::TESTS].concat()
+    [
+        trials::TESTS,
+        firmware::TESTS,
+        damage::TESTS,
+        updates::TESTS,
+        owner::TESTS,
+        refusals::TESTS,
+        liveness::TESTS,
+    ]
+    .concat()
 }
 
 #[cfg(test)]
