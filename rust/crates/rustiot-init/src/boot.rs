@@ -313,13 +313,13 @@ impl<'a> Boot<'a> {
 
     /// Loads the modules in order and opens the watchdog as soon as its driver is there.
     fn modules(&mut self, config: &InitConfig) {
-        self.try_watchdog(config);
+        let mut watchdog = self.try_watchdog(config);
         for module in &config.modules {
             self.load_module(config, module);
-            self.try_watchdog(config);
+            watchdog = self.try_watchdog(config);
         }
-        if let (Some(watchdog), false) = (&config.watchdog, self.watchdog.is_open()) {
-            self.note(format!("watchdog: no {}", watchdog.device));
+        if let Err(errno) = watchdog {
+            self.note(format!("no watchdog: {errno}"));
         }
     }
 
@@ -336,21 +336,19 @@ impl<'a> Boot<'a> {
         }
     }
 
-    fn try_watchdog(&mut self, config: &InitConfig) {
-        let Some(wanted) = config.watchdog.as_ref().filter(|_| !self.watchdog.is_open()) else { return };
-        match Watchdog::open(self.sys, self.root, wanted, self.exec_ms) {
-            Ok(watchdog) => {
-                self.watchdog = watchdog;
-                if let Err(error) = self.watchdog.start(self.sys) {
-                    self.note(format!("watchdog thread: {error}"));
-                }
-                self.step(0);
-                let timeout = self.watchdog.timeout_s();
-                self.sys.say(&format!("watchdog={} timeout_s={timeout}", wanted.device));
-            }
-            Err(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {}
-            Err(errno) => self.note(format!("watchdog {}: {errno}", wanted.device)),
+    /// Opens the watchdog, if the board has one and it is not open yet.
+    fn try_watchdog(&mut self, config: &InitConfig) -> Result<(), Errno> {
+        let Some(wanted) = config.watchdog.as_ref().filter(|_| !self.watchdog.is_open()) else {
+            return Ok(());
+        };
+        self.watchdog = Watchdog::open(self.sys, self.root, wanted, self.exec_ms)?;
+        if let Err(errno) = self.watchdog.start(self.sys) {
+            self.note(format!("watchdog thread: {errno}"));
         }
+        self.step(0);
+        let timeout = self.watchdog.timeout_s();
+        self.sys.say(&format!("watchdog={} timeout_s={timeout}", wanted.device));
+        Ok(())
     }
 
     /// UEFI variables and pstore, where the kernel has them.
@@ -488,6 +486,7 @@ impl<'a> Boot<'a> {
     }
 
     fn root_unusable(&mut self, reason: String) -> Outcome {
+        self.step(0);
         self.sys.say(&format!("root unusable: {reason}"));
         let event = Event::RootUnusable { reason: reason.clone() };
         let told = self.policy.as_mut().map(|policy| policy.tell(event)).transpose();

@@ -277,6 +277,17 @@ fn goes_on_without_a_ledger() {
 }
 
 #[test]
+fn a_watchdog_that_cannot_be_opened_is_reported_once() {
+    let mut machine = Machine::new();
+    for _ in 0..4 {
+        machine.sys.fail("watchdog", Errno::EBUSY);
+    }
+    assert!(matches!(machine.run(), Outcome::SwitchRoot { .. }));
+    let messages = machine.report()["messages"].to_string();
+    assert_eq!(messages.matches("watchdog").count(), 1, "{messages}");
+}
+
+#[test]
 fn rescue_with_a_root_reads_what_it_can() {
     let mut machine = Machine::new();
     machine.answers = vec![vec![Effect::Rescue { reason: "both slots failed".into() }]];
