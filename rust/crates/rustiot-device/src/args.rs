@@ -131,6 +131,7 @@ pub enum Provision {
 pub enum Daemon {
     Provision,
     Watchdog,
+    Health,
     Update,
     RaucBackend,
 }
@@ -143,6 +144,7 @@ impl FromStr for Daemon {
         match name {
             "rustiot-provision" => Ok(Self::Provision),
             "rustiot-watchdog" => Ok(Self::Watchdog),
+            "rustiot-health" => Ok(Self::Health),
             "rustiot-update" => Ok(Self::Update),
             "rauc-backend" => Ok(Self::RaucBackend),
             _ => Err(()),

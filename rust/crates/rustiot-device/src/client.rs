@@ -127,7 +127,8 @@ impl Client {
         }
     }
 
-    /// Waits until transaction `id` has ended, waits for a person, or restarts the device. `see` gets every look.
+    /// Waits until transaction `id` has ended, waits for a person, or restarts the device. `see` gets every look
+    /// but the last of a transaction that has ended.
     pub async fn follow(&self, id: &str, mut see: impl FnMut(&Look)) -> Result<Report, Failure> {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         let mut lost_looks = 0_u32;
@@ -150,7 +151,9 @@ impl Client {
                 }
             };
             lost_looks = 0;
-            see(&look);
+            if ended.is_none() {
+                see(&look);
+            }
             let resting = [Phase::Installed, Phase::Activated, Phase::Rebooting]
                 .iter()
                 .any(|p| p.as_str() == look.phase);
@@ -254,7 +257,7 @@ mod tests {
         let (client, _keep) = client(fake).await;
         let mut seen = Vec::new();
         let report = client.follow("t", |look| seen.push(look.phase.clone())).await.unwrap();
-        assert_eq!(seen, ["checking", "installing", "idle"]);
+        assert_eq!(seen, ["checking", "installing"]);
         assert_eq!(report.ended.unwrap().why.unwrap().kind.exit_code(), 5);
     }
 

@@ -33,6 +33,7 @@ pub fn daemon(daemon: Daemon, arguments: Vec<String>) -> ExitCode {
     let code = match daemon {
         Daemon::Provision => rustiot_provision::main(arguments),
         Daemon::Watchdog => rustiot_watchdog::main(),
+        Daemon::Health => rustiot_health::main(&arguments),
         Daemon::Update => match rustiot_update::main() {
             Ok(()) => 0,
             Err(error) => {
@@ -129,7 +130,7 @@ fn overview(files: &Files) -> Answer {
     let slots = slot_status(files);
     let release = files.release();
     let of_release = |key: &str| release.as_ref().and_then(|r| r.get(key)?.as_str().map(str::to_owned));
-    let (update, config) = (files.update(), files.provision());
+    let (update, config, health) = (files.update(), files.provision(), files.health());
     let mut slots_json = serde_json::to_value(&slots).unwrap_or_default();
     if let Some(map) = slots_json.as_object_mut() {
         map.remove("boots");
@@ -141,14 +142,14 @@ fn overview(files: &Files) -> Answer {
         compatible: of_release("compatible"),
         uptime_s: files.uptime(),
         slots: slots_json,
-        health: files.health(),
+        health: health.as_ref().and_then(|h| serde_json::to_value(h).ok()),
         update: update.as_ref().map(
             |u| json!({ "phase": u.phase, "message": u.message, "why": u.why, "last": u.history.last() }),
         ),
         reset: files.boot().and_then(|boot| boot.get("reset").cloned()),
         config: config.as_ref().map(|c| json!({ "ok": c.ok, "messages": c.messages, "steps": c.steps })),
     };
-    let text = show::overview(&overview, &slots, update.as_ref(), config.as_ref());
+    let text = show::overview(&overview, &slots, health.as_ref(), update.as_ref(), config.as_ref());
     Answer::new(text, &overview)
 }
 

@@ -54,8 +54,8 @@ impl Files {
     }
 
     /// `/run/rustiot/health.json`.
-    pub fn health(&self) -> Option<Value> {
-        self.json("/run/rustiot/health.json")
+    pub fn health(&self) -> Option<rustiot_health::Status> {
+        self.json(rustiot_health::status::PATH)
     }
 
     /// `/run/rustiot/provision.json`.

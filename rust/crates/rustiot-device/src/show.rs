@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use rustiot_config::Severity;
+use rustiot_health::{Status as Health, check::Verdict};
 use rustiot_slots::{Phase, SlotState, Status as Slots};
 use rustiot_update::{HistoryEntry, Outcome, Progress, Status as Update, Why};
 use serde::Serialize;
@@ -91,14 +92,11 @@ fn word(value: &impl Serialize) -> String {
     }
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
-    value.get(key)?.as_str()
-}
-
 /// One screen.
 pub fn overview(
     o: &Overview,
     slots: &Slots,
+    health: Option<&Health>,
     update: Option<&Update>,
     config: Option<&rustiot_provision::Status>,
 ) -> String {
@@ -120,7 +118,7 @@ pub fn overview(
     if let Some(reason) = &slots.rescue {
         rows.push(("RESCUE", reason.clone()));
     }
-    rows.push(("health", o.health.as_ref().map_or_else(|| "not heard of yet".into(), health_line)));
+    rows.push(("health", health.map_or_else(|| "not heard of yet".into(), health_line)));
     rows.push(("update", update.map_or_else(|| "the service has said nothing yet".into(), update_line)));
     if let Some(entry) = update.and_then(|u| u.history.last()) {
         rows.push(("last update", format!("{}, {}", ended(entry), time(entry.ended_at))));
@@ -175,36 +173,32 @@ fn config_line(status: &rustiot_provision::Status) -> String {
     if parts.is_empty() { "in force, nothing to complain of".into() } else { parts.join(", ") }
 }
 
-fn health_line(health: &Value) -> String {
-    let state = text(health, "state").unwrap_or("unknown");
-    let failing = checks(health).filter(|check| !passes(check)).filter_map(|check| text(check, "name"));
-    let failing = failing.collect::<Vec<_>>().join(", ");
-    if failing.is_empty() { state.to_owned() } else { format!("{state}; failing: {failing}") }
-}
-
-fn checks(health: &Value) -> impl Iterator<Item = &Value> {
-    health.get("checks").and_then(Value::as_array).into_iter().flatten()
-}
-
-fn passes(check: &Value) -> bool {
-    matches!(text(check, "result"), Some("pass"))
+fn health_line(health: &Health) -> String {
+    let state = serde_json::to_value(health.gate).ok();
+    let state = state.as_ref().and_then(|gate| gate.get("state")?.as_str()).unwrap_or("unknown");
+    let passing = health.checks.iter().filter(|check| check.verdict.passed()).count();
+    let mut line = format!("{state}, {passing} of {} checks pass", health.checks.len());
+    if let Some(seconds) = health.soak_left_s.filter(|_| health.open && !health.stable) {
+        write(&mut line, format_args!(", stable in {}", duration(seconds)));
+    }
+    for reason in [&health.obstacle, &health.failure].into_iter().flatten() {
+        write(&mut line, format_args!("; {reason}"));
+    }
+    line
 }
 
 /// `rustiot health`.
-pub fn health(health: &Value) -> String {
+pub fn health(health: &Health) -> String {
     let mut out = format!("{}\n", health_line(health));
-    for check in checks(health) {
-        let required = check.get("required").and_then(Value::as_bool).unwrap_or(false);
-        write(
-            &mut out,
-            format_args!(
-                "  {:<24} {:<8} {:<9} {}\n",
-                text(check, "name").unwrap_or("?"),
-                text(check, "result").unwrap_or("?"),
-                if required { "required" } else { "advisory" },
-                text(check, "detail").unwrap_or("")
-            ),
-        );
+    for check in &health.checks {
+        let (verdict, detail) = match &check.verdict {
+            Verdict::Pass => ("pass", ""),
+            Verdict::Warn(detail) => ("warn", detail.as_str()),
+            Verdict::Pending(detail) => ("pending", detail.as_str()),
+            Verdict::Fail(detail) => ("FAIL", detail.as_str()),
+        };
+        let line = format!("  {:<20} {verdict:<8} {:<18} {detail}", check.name, word(&check.need));
+        write(&mut out, format_args!("{}\n", line.trim_end()));
     }
     out
 }

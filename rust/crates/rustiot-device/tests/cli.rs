@@ -1,6 +1,8 @@
 //! The real binary in a temporary root: `--help` and `--json` as committed, bad usage, a reader that goes away, and no
 //! bus. `RUSTIOT_BLESS=1 cargo test -p rustiot-device` writes the snapshots anew.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -59,6 +61,7 @@ fn device() -> tempfile::TempDir {
         r#"{"hostname":"rustiot-0badcafe","ok":true,"steps":[{"name":"state","outcome":"unchanged","detail":"","ms":3}],
             "messages":[],"origins":{}}"#,
     );
+    file("run/rustiot/health.json", include_str!("health.json"));
     file("run/rustiot/update.json", include_str!("update.json"));
     ledger(root);
     dir
@@ -128,6 +131,7 @@ fn json_and_text_are_as_committed() {
     let device = device();
     for (name, args) in [
         ("status", &["status"][..]),
+        ("health", &["health"]),
         ("slots", &["slots"]),
         ("boots", &["boots"]),
         ("provision-status", &["provision", "status"]),

@@ -19,6 +19,9 @@ pub const NAME: &str = "org.rustiot.Update1";
 /// Object path.
 pub const PATH: &str = "/org/rustiot/Update1";
 
+/// What the bus answers to those whom its policy does not let through.
+const DENIED: &str = "org.freedesktop.DBus.Error.AccessDenied";
+
 /// What a method answers when it does not do what was asked.
 #[derive(Debug, DBusError)]
 #[zbus(prefix = "org.rustiot.Update1.Error", impl_display = true)]
@@ -65,6 +68,10 @@ impl Error {
             Self::NotNow(text) => (Kind::NotNow, text),
             Self::Busy(text) => (Kind::Busy, text),
             Self::Failed(text) => (Kind::Installer, text),
+            Self::Bus(zbus::Error::MethodError(name, ..)) if name.as_str() == DENIED => {
+                return Failure::new(Kind::Denied, "you may not give orders to the update service")
+                    .hint("use root, or a user in the group rustiot");
+            }
             Self::Bus(error) => {
                 return Failure::from_error(Kind::Unreachable, "the update service does not answer", &error)
                     .hint(

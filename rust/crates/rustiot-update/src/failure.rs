@@ -13,6 +13,8 @@ pub enum Kind {
     Busy,
     /// An option or argument makes no sense.
     Usage,
+    /// The caller may not give orders.
+    Denied,
     /// Not allowed in this phase.
     NotNow,
     /// The file has no bundle structure at all, or only a part of one.
@@ -86,7 +88,8 @@ impl Kind {
             | Self::Expired
             | Self::PlainFormat
             | Self::Corrupt => 5,
-            Self::NotNow
+            Self::Denied
+            | Self::NotNow
             | Self::WrongBoard
             | Self::BadManifest
             | Self::BelowFloor
@@ -202,7 +205,8 @@ const MARKS: &[(&str, Kind)] = &[
     ("does not fit to slot size", Kind::TooLarge),
     ("No space left on device", Kind::NoSpace),
     ("payload is corrupted", Kind::Corrupt),
-    ("Failed mounting bundle", Kind::Corrupt),
+    ("no valid CMS", Kind::Corrupt),
+    ("failed to parse signature", Kind::Corrupt),
     ("Invalid bundle format", Kind::NotABundle),
     ("Failed to load manifest", Kind::BadManifest),
     ("No installable image found", Kind::BadManifest),
@@ -282,7 +286,7 @@ fn words(kind: Kind, source: &str) -> (String, Option<&'static str>) {
             Some("build it with `format=verity` in the [bundle] section of its manifest"),
         ),
         Kind::Corrupt => (
-            format!("the payload of {source} does not match its signed hashes"),
+            format!("{source} is damaged: its payload or signature is not what was signed"),
             Some("copy the bundle again; if it happens twice the storage it lies on is failing"),
         ),
         Kind::WrongBoard => {
@@ -331,6 +335,7 @@ pub fn refine(failure: Failure, source: &str, head: Option<[u8; 4]>) -> Failure 
         return failure;
     }
     let (kind, message) = match head {
+        Some(magic) if &magic == b"hsqs" && failure.kind == Kind::Oversized => return failure,
         Some(magic) if &magic == b"hsqs" => (Kind::Truncated, None),
         Some(_) => (Kind::NotABundle, Some(format!("{source} is not a RAUC bundle"))),
         None => return failure,
@@ -372,7 +377,9 @@ mod tests {
             Kind::NotABundle,
             5,
         ),
-        ("Invalid bundle format: failed to parse signature", Kind::NotABundle, 5),
+        ("Invalid bundle format: failed to parse signature", Kind::Corrupt, 5),
+        ("Invalid bundle format: Signature data is no valid CMS", Kind::Corrupt, 5),
+        ("Failed mounting bundle: Failed to find free loop device", Kind::Installer, 1),
         ("Invalid bundle format: Bundle is not a regular file", Kind::NotFound, 1),
         (
             "Invalid bundle format: Failed to open bundle for reading: Error opening file /x: No such file or directory",
@@ -467,6 +474,9 @@ mod tests {
         assert_eq!(of(Some(*b"hsqs")).kind, Kind::Truncated);
         assert_eq!(of(Some(*b"\x7fELF")).message, "/x is not a RAUC bundle");
         assert_eq!(of(None).kind, Kind::NotABundle);
+        let large =
+            |head| refine(classify("/x", "Signature size (70000) exceeds 64KiB"), "/x", Some(head)).kind;
+        assert_eq!((large(*b"hsqs"), large(*b"abcd")), (Kind::Oversized, Kind::NotABundle));
         let signature = classify("/x", "signature verification failed: x");
         assert_eq!(refine(signature.clone(), "/x", Some(*b"hsqs")), signature);
     }

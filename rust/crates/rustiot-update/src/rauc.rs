@@ -110,7 +110,8 @@ impl Installer for Rauc {
                     Kind::BadManifest,
                     "not a RustIoT OS release: the bundle carries a hook or handler",
                     &e,
-                ),
+                )
+                .hint("an OS bundle has a version and exactly the images root and boot, no hooks"),
                 e => failure(source, &e),
             })?;
         let format = match info.bundle.format {
