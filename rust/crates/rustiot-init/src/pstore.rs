@@ -64,7 +64,9 @@ impl Crash {
         Crash { files, ..Crash::from_texts(texts) }
     }
 
-    fn from_texts(texts: Vec<String>) -> Crash {
+    /// The crash that the texts of all records tell of. Total: any text may come.
+    #[must_use]
+    pub fn from_texts(texts: Vec<String>) -> Crash {
         let mut records: Vec<Record> = Vec::new();
         for record in texts.into_iter().filter_map(|text| Record::parse(&text)) {
             let later = |other: &Record| (other.count, record.part) <= (record.count, other.part);
