@@ -27,6 +27,8 @@ use crate::store::Store;
 
 /// Where the service keeps what it remembers.
 const STATE: &str = "/state/update";
+/// The same while there is no state partition.
+const VOLATILE: &str = "/run/rustiot/update";
 /// What the image says about itself.
 const RELEASE: &str = "/usr/lib/rustiot/release.json";
 /// What the image says about the board.
@@ -151,7 +153,11 @@ async fn serve() -> anyhow::Result<()> {
         .await
         .context("system bus")?;
     let rauc = Rc::new(Rauc::new(&connection).await.context("RAUC on the system bus")?);
-    let store = Store::open(STATE)?;
+    let store = Store::open(STATE).or_else(|failure| {
+        // Without state nothing can be installed, but the device must still be able to say so.
+        eprintln!("{failure}; remembering only until the next restart");
+        Store::open(VOLATILE)
+    })?;
     let policy = Policy { grace: GRACE, compatible: release.compatible, floor: release.floor };
     let engine = Engine::new(
         Rc::clone(&rauc),
