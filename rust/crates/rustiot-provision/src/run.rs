@@ -30,6 +30,19 @@ impl<'a, O: Os> Runner<'a, O> {
         self.status.record(Step { name: name.into(), outcome, detail, ms });
     }
 
+    /// A blank state beside a data that is in use was not always blank.
+    fn notice_a_lost_state(&mut self) {
+        let outcome =
+            |name: &str| self.status.steps.iter().find(|step| step.name == name).map(|step| step.outcome);
+        let lost = outcome("state") == Some(Outcome::Done) && outcome("data") == Some(Outcome::Unchanged);
+        let state = self.status.steps.iter_mut().find(|step| step.name == "state");
+        if let Some(state) = state.filter(|step| lost && step.detail == storage::MADE) {
+            state.outcome = Outcome::Degraded;
+            state.detail = "it was blank, though data is in use: made anew, its content is lost".into();
+            self.status.ok = false;
+        }
+    }
+
     fn finish(self) -> Status {
         let text = serde_json::to_string(&self.status).unwrap_or_default();
         let wrote = self
@@ -70,6 +83,7 @@ pub(crate) fn early(os: &impl Os) -> Status {
         system = os.disk().unwrap_or(system);
     }
     runner.step("data", |os, _| storage::file_system(os, &system, "data"));
+    runner.notice_a_lost_state();
     runner.step("config", |os, _| storage::config(os, &system));
     runner.step("var", |os, _| storage::var(os));
 

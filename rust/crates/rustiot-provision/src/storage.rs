@@ -15,6 +15,8 @@ use std::path::Path;
 pub(crate) type Result = (Outcome, String);
 
 const MIB: u64 = 1 << 20;
+/// What is said of a file system that is new, where there was none.
+pub(crate) const MADE: &str = "made";
 
 /// Where ext4 keeps its superblock, and in it the magic number and the state (Documentation/filesystems/ext4,
 /// "super block"): the second bit of the state says that the kernel found errors.
@@ -72,10 +74,13 @@ fn succeed(os: &impl Os, program: &str, arguments: &[&str]) -> std::result::Resu
 
 fn make(os: &impl Os, partition: &Partition, label: &str) -> std::result::Result<(), String> {
     let label = format!("{label}{UNFINISHED}");
+    // A broken superblock is repaired from the copy in the second block group, so there must be one where e2fsck
+    // looks: a group is 8 × block size blocks (128 MiB with 4 KiB, 8 MiB with 1 KiB).
+    let block = if partition.bytes <= 2 * 128 * MIB { "1024" } else { "4096" };
     // -m 0: nothing here runs as an ordinary user that could fill it up. Lazy initialisation: quick on a large
     // medium; the kernel does the rest in the background.
     let arguments =
-        ["-q", "-F", "-L", &label, "-m", "0", "-b", "4096", "-E", "lazy_itable_init=1,lazy_journal_init=1"];
+        ["-q", "-F", "-L", &label, "-m", "0", "-b", block, "-E", "lazy_itable_init=1,lazy_journal_init=1"];
     let arguments: Vec<&str> = arguments.into_iter().chain([partition.device.as_str()]).collect();
     succeed(os, "mkfs.ext4", &arguments)
 }
@@ -128,7 +133,7 @@ pub(crate) fn file_system(os: &impl Os, disk: &Disk, label: &str) -> Result {
         .and_then(|()| mount().map_err(|error| error.to_string()))
         .and_then(|()| finish(os, partition, label));
     match (made, lost) {
-        (Ok(()), None) => (Outcome::Done, "made".into()),
+        (Ok(()), None) => (Outcome::Done, MADE.into()),
         (Ok(()), Some(why)) => (Outcome::Degraded, format!("{why}; made anew, its content is lost")),
         (Err(error), None) => in_memory(os, &target, format!("{label} cannot be made ({error})")),
         (Err(error), Some(why)) => {
@@ -144,7 +149,7 @@ fn mounted_already(os: &impl Os, partition: &Partition, label: &str) -> Result {
         Ok(Found::Ext4 { errors: true, .. }) => {}
         Ok(Found::Ext4 { unfinished: true, .. }) => {
             return match finish(os, partition, label) {
-                Ok(()) => (Outcome::Done, "made".into()),
+                Ok(()) => (Outcome::Done, MADE.into()),
                 Err(error) => (Outcome::Failed, error),
             };
         }
