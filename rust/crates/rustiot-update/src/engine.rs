@@ -241,7 +241,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             return answer_no(command, &Failure::new(Kind::NotNow, "the device is restarting"));
         }
         match command {
-            Command::Install(request, reply) => drop(reply.send(self.accept(request))),
+            Command::Install(request, reply) => {
+                if matches!(self.phase(), Phase::Idle | Phase::Trial | Phase::LateFallback) {
+                    // Health may have committed since the last look: then the way is free.
+                    self.settle().await;
+                }
+                drop(reply.send(self.accept(request)));
+            }
             Command::Cancel(reply) => {
                 let result = self.cancel().await;
                 drop(reply.send(result));

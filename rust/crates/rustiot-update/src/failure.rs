@@ -190,6 +190,10 @@ const MARKS: &[(&str, Kind)] = &[
     ("No such file or directory", Kind::NotFound),
     ("Failed to query bundle file info", Kind::NotFound),
     ("range requests not supported", Kind::NoRanges),
+    // No byte of it exists: the file is empty.
+    ("HTTP error code 416", Kind::NotABundle),
+    ("HTTP error code 403", Kind::Unauthorized),
+    ("HTTP error code 410", Kind::NotFound),
     ("unauthorized: ", Kind::Unauthorized),
     ("not found: ", Kind::NotFound),
     ("server not responding", Kind::Unreachable),
@@ -417,6 +421,9 @@ mod tests {
     ];
 
     const URL: &[(&str, Kind)] = &[
+        ("x: failed to configure streaming: unexpected HTTP error code 416", Kind::NotABundle),
+        ("x: failed to configure streaming: unexpected HTTP error code 403", Kind::Unauthorized),
+        ("x: failed to configure streaming: unexpected HTTP error code 503", Kind::Unreachable),
         ("Failed to stream bundle http://h/x: not found: unexpected HTTP error code 404", Kind::NotFound),
         (
             "Failed to stream bundle http://h/x: unauthorized: unexpected HTTP error code 401",

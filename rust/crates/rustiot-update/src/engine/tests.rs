@@ -549,6 +549,22 @@ async fn a_second_install_is_refused_while_one_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_next_install_is_taken_as_soon_as_the_last_one_is_committed() {
+    let w = world();
+    install_to_restart(&w).await;
+    w.boots(Slot::B, ResetReason::Clean);
+    run(&w, async |mut c| {
+        c.phase(Phase::Trial).await;
+        assert_eq!(c.install(Hold::None, true).await.unwrap_err().kind, Kind::Busy);
+        w.is_healthy();
+        World::apply(&w, Event::Commit { boot_id: w.boot_id() }).unwrap();
+        // Without waiting for the engine's next look.
+        c.install(Hold::None, true).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_install_cut_by_power_starts_over_by_itself() {
     let w = world();
     w.writes.borrow_mut().push_back(Write::Hangs);
