@@ -65,7 +65,18 @@ fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path)
 
     let made = work.path().join("bundle.raucb");
     let mut toolbox = toolbox.clone().with_path(&dir);
-    let mut args = vec!["bundle".to_owned()];
+    let keyring = credential(&request.signer.keyring.to_string_lossy(), &mut toolbox)?;
+    // The signature is checked as a device will check it (conf/rauc/system.conf.in).
+    let config = work.path().join("system.conf");
+    write(
+        &config,
+        format!(
+            "[system]\ncompatible={}\nbootloader=noop\n\n[keyring]\npath={keyring}\ncheck-purpose=codesign\n\
+             allow-partial-chain=true\n",
+            image.board.compatible
+        ),
+    )?;
+    let mut args = vec!["bundle".to_owned(), format!("--conf={}", config.display())];
     for (flag, value) in [("--cert", &request.signer.cert), ("--key", &request.signer.key)] {
         args.push(format!("{flag}={}", credential(value, &mut toolbox)?));
     }
