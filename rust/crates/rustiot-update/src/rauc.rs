@@ -25,6 +25,9 @@ const ALIVE_EVERY: Duration = Duration::from_secs(2);
 const STOP_EVERY: Duration = Duration::from_millis(250);
 const STOP_POLLS: u32 = 120;
 
+/// What systemd answers about a unit that it has not loaded.
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+
 #[proxy(
     interface = "org.freedesktop.systemd1.Manager",
     default_service = "org.freedesktop.systemd1",
@@ -208,9 +211,11 @@ impl Installer for Rauc {
             Failure::from_error(Kind::Installer, "systemd does not stop RAUC", &e)
                 .hint("`systemctl stop rauc.service`, then cancel again")
         };
-        let Ok(path) = self.manager.get_unit("rauc.service").await else {
+        let path = match self.manager.get_unit("rauc.service").await {
+            Ok(path) => path,
             // Not loaded: it does not run.
-            return Ok(());
+            Err(zbus::Error::MethodError(name, ..)) if name.as_str() == NO_SUCH_UNIT => return Ok(()),
+            Err(e) => return Err(stuck(e)),
         };
         self.manager.stop_unit("rauc.service", "replace").await.map_err(stuck)?;
         let unit = SystemdUnitProxy::builder(self.manager.inner().connection())
