@@ -114,18 +114,19 @@ pub(crate) fn file_system(os: &impl Os, disk: &Disk, label: &str) -> Result {
     let lost = match probe(os, partition) {
         Err(error) => return in_memory(os, &target, format!("{label} cannot be read ({error})")),
         Ok(Found::Blank) => None,
-        Ok(Found::Other) => Some(format!("{label} held something that is no ext4")),
-        Ok(Found::Ext4 { unfinished, .. }) => {
-            let Err(error) = mount() else { return mounted_already(os, partition, label) };
+        Ok(found) => {
+            let why = match found {
+                // Perhaps only its superblock is gone: e2fsck looks for a copy.
+                Found::Other => "held something that is no ext4".to_owned(),
+                _ => match mount() {
+                    Ok(()) => return mounted_already(os, partition, label),
+                    Err(error) => format!("could not be mounted ({error})"),
+                },
+            };
             match repair(os, partition).and_then(|()| mount().map_err(|error| error.to_string())) {
-                Ok(()) => {
-                    return (
-                        Outcome::Done,
-                        format!("{label} could not be mounted ({error}) and was repaired"),
-                    );
-                }
-                Err(_) if unfinished => None,
-                Err(why) => Some(format!("{label} cannot be mounted, nor repaired ({why})")),
+                Ok(()) => return (Outcome::Done, format!("{label} {why} and was repaired")),
+                Err(_) if matches!(found, Found::Ext4 { unfinished: true, .. }) => None,
+                Err(error) => Some(format!("{label} {why} and could not be repaired ({error})")),
             }
         }
     };

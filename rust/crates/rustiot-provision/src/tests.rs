@@ -170,7 +170,7 @@ fn two_devices_from_one_image_are_different() {
 fn a_lost_state_costs_the_identity_and_nothing_else() {
     for (fs, outcome, says) in [
         (Fs::Blank, Outcome::Degraded, "it was blank, though data is in use: made anew, its content is lost"),
-        (Fs::Other, Outcome::Degraded, "held something that is no ext4; made anew, its content is lost"),
+        (Fs::Other, Outcome::Degraded, "state held something that is no ext4 and could not be repaired"),
         (Fs::Hopeless { unfinished: false }, Outcome::Degraded, "made anew, its content is lost"),
         (Fs::Unreadable, Outcome::Degraded, "state cannot be read (I/O error); /state is in memory"),
     ] {
