@@ -44,7 +44,7 @@ fn mistakes_in_the_configuration_cost_nothing(ctx: &mut Ctx) -> Result<()> {
     let machine = ctx.fresh_with_config(text.as_bytes())?.power_on()?;
     machine.wait_healthy()?;
     let said = machine.sh("rustiot provision status")?;
-    for words in ["rustiot.toml", "hostnmae", "hostname", "servers", "line 1", "line 2"] {
+    for words in ["rustiot.toml", "hostnmae", "hostname", "servers", "rustiot.toml:1:", "rustiot.toml:2:"] {
         ensure!(said.contains(words), "nothing about {words}: {said}");
     }
     let output = machine.ssh(&ctx.lab.ssh_key()?.private, "true")?;
