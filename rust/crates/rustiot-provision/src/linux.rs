@@ -21,6 +21,9 @@ pub struct Linux;
 
 /// Longest text that is taken from sysfs and procfs.
 const MAX_TEXT: u64 = 1 << 20;
+/// How often a busy mount is tried again, and the pause before.
+const UNMOUNT_TRIES: u32 = 10;
+const UNMOUNT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 /// How much of a program's complaints is kept.
 const MAX_STDERR: usize = 2000;
 
@@ -154,6 +157,13 @@ impl Os for Linux {
     }
 
     fn unmount(&self, target: &str) -> io::Result<()> {
+        // The watchdog's look at the disk holds a file open for a moment now and then.
+        for _ in 0..UNMOUNT_TRIES {
+            match nix::mount::umount2(target, MntFlags::empty()) {
+                Err(nix::errno::Errno::EBUSY) => std::thread::sleep(UNMOUNT_PAUSE),
+                other => return Ok(other?),
+            }
+        }
         Ok(nix::mount::umount2(target, MntFlags::empty())?)
     }
 
