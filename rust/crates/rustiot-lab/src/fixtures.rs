@@ -3,7 +3,7 @@
 
 use crate::device::Device;
 use crate::lab::Lab;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rustiot_board::Board;
 use rustiot_image::keys::{self, Signer};
 use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Plain, Progress, Request, Silent};
@@ -61,13 +61,13 @@ pub const B: Release = Release::new("b", "1.1.0");
 #[derive(Debug)]
 pub struct Fixtures {
     verbose: bool,
-    locks: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    made: Mutex<BTreeMap<String, Arc<Mutex<Option<String>>>>>,
 }
 
 impl Fixtures {
     /// Nothing is built yet. `verbose` tells every build step on standard error.
     pub fn new(verbose: bool) -> Self {
-        Fixtures { verbose, locks: Mutex::new(BTreeMap::new()) }
+        Fixtures { verbose, made: Mutex::new(BTreeMap::new()) }
     }
 
     /// The size of a lab machine's medium, bytes.
@@ -87,8 +87,8 @@ impl Fixtures {
     /// The images of `release` for `board`.
     pub fn image(&self, lab: &Lab, board: &Board, release: &Release) -> Result<Image> {
         let signer = self.signer(lab)?;
-        // One build at a time: each keeps all processors busy by itself.
-        self.once("image", || {
+        // The same twice at once would be built twice.
+        self.once(&format!("image {} {}", board.name, release.name), || {
             let overlay = tempfile::tempdir_in(lab.context.cache()).context("cannot make an overlay")?;
             for file in release.files {
                 place(overlay.path(), file)?;
@@ -174,14 +174,18 @@ impl Fixtures {
         Ok(dir.join(format!("{name}-{:016x}.{kind}", hasher.finish())))
     }
 
-    /// Runs `make` while no other thread does for the same `name`.
+    /// Runs `make` while no other thread does for the same `name`. What failed once is not tried
+    /// again: a machine that never gets healthy would cost every test the whole wait.
     fn once<T>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
         let lock = {
-            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(locks.entry(name.to_string()).or_default())
+            let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(made.entry(name.to_string()).or_default())
         };
-        let _held = lock.lock().unwrap_or_else(PoisonError::into_inner);
-        make()
+        let mut failed = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = &*failed {
+            bail!("as before: {why}");
+        }
+        make().inspect_err(|error| *failed = Some(format!("{error:#}")))
     }
 }
 
@@ -228,6 +232,15 @@ mod tests {
         assert_eq!(mode & 0o777, 0o755);
         let link = dir.path().join("usr/lib/systemd/system/sshd.service");
         assert_eq!(std::fs::read_link(link).unwrap(), Path::new("/dev/null"));
+    }
+
+    #[test]
+    fn what_failed_once_fails_at_once() {
+        let fixtures = Fixtures::new(false);
+        assert!(fixtures.once("x", || -> Result<()> { bail!("no boot") }).is_err());
+        let error = fixtures.once("x", || Ok(())).unwrap_err();
+        assert_eq!(error.to_string(), "as before: no boot");
+        assert!(fixtures.once("y", || Ok(())).is_ok());
     }
 
     #[test]
