@@ -13,6 +13,9 @@ use std::ops::Range;
 use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
+/// More messages about one file than are ever shown.
+const MAX_MESSAGES: usize = 200;
+
 /// What a configuration file was found to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
@@ -205,7 +208,7 @@ fn salvage(lines: &Lines<'_>, whole: Option<&toml::de::Error>, parsed: &mut Pars
             Err(bad) => {
                 let header = piece.trim_start().starts_with('[');
                 // Once in a section that is dropped as a whole, its statements are not worth a message each.
-                if section.is_some() || header {
+                if (section.is_some() || header) && parsed.messages.len() < MAX_MESSAGES {
                     // What is not closed is missed at the end of the statement, not on the line after it.
                     let end = piece.trim_end().len();
                     let span = bad.span().map_or(0..0, |span| span.start.min(end)..span.end);

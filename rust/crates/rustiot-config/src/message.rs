@@ -34,6 +34,9 @@ impl Place {
     }
 }
 
+/// Bytes of a line whose characters are counted for the column; what lies behind counts in bytes.
+const MAX_COUNTED: usize = 4096;
+
 /// Finds places in the text of one file, in logarithmic time (a hostile file has a hundred thousand keys).
 pub(crate) struct Lines<'a> {
     file: &'a str,
@@ -61,7 +64,11 @@ impl<'a> Lines<'a> {
         let offset = offset.unwrap_or(0);
         let line = self.starts.partition_point(|start| *start <= offset).max(1);
         let start = self.starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
-        let column = self.text.get(start..offset).unwrap_or("").chars().count();
+        // Far into a line no person counts characters, and counting them for every value would take minutes.
+        let near = (start..=offset.min(start.saturating_add(MAX_COUNTED))).rev();
+        let near = near.into_iter().find(|o| self.text.is_char_boundary(*o)).unwrap_or(start);
+        let counted = self.text.get(start..near).unwrap_or("").chars().count();
+        let column = counted.saturating_add(offset.saturating_sub(near));
         Place {
             file: self.file.to_owned(),
             line: u32::try_from(line).unwrap_or(u32::MAX),

@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// More messages than a person reads help nobody; the rest is counted.
 const MAX_MESSAGES: usize = 100;
+/// More entries than any list of ours has use for.
+const MAX_ENTRIES: usize = 256;
 /// More `[network.<name>]` sections than any device has interfaces.
 const MAX_NETWORKS: usize = 64;
 
@@ -402,7 +404,11 @@ fn leaf(key: String, place: Place, value: NodeValue, shape: &Value, found: &mut 
     };
     let mut good = Vec::new();
     let mut bad = Vec::new();
-    for item in items {
+    if let Some(first) = items.get(MAX_ENTRIES) {
+        let what = format!("expected at most {MAX_ENTRIES} entries, found {}", items.len());
+        found.tell(Severity::Error, key.clone(), &first.place, what, "the others are left out".into());
+    }
+    for item in items.into_iter().take(MAX_ENTRIES) {
         match item.value {
             NodeValue::Scalar(value) => match check(&key, &Value::Array(vec![value])) {
                 Ok(Value::Array(value)) => good.extend(value),

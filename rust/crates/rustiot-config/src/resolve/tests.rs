@@ -235,6 +235,15 @@ fn a_hostile_file_is_answered_with_a_page_of_messages() {
     assert_eq!(run(text, &LastGood::default()).settings.network.len(), MAX_NETWORKS);
 }
 
+#[test]
+fn a_list_has_a_limit() {
+    let text = format!("[time]\nservers = [{}]\n", "'a.example',".repeat(MAX_ENTRIES + 1));
+    let outcome = run(text, &LastGood::default());
+    assert_eq!(outcome.settings.time.servers.len(), MAX_ENTRIES);
+    assert_eq!(outcome.messages.len(), 1);
+    assert_eq!(outcome.messages[0].what, "expected at most 256 entries, found 257");
+}
+
 /// Every leaf of the settings, as the types tell it.
 fn all_keys() -> Vec<String> {
     fn walk(prefix: &str, value: &Value, out: &mut Vec<String>) {
