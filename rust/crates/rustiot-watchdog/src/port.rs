@@ -39,7 +39,7 @@ impl Machine {
     /// `device` is opened by [`Machine::acquire`]; `state` is the state directory.
     #[must_use]
     pub fn new(device: &Path, state: &Path) -> Self {
-        // The kernel's log never blocks, reaches console and pstore, and needs no journal that may hang itself.
+        // The kernel's log never blocks, reaches console (level 3 shows under "quiet") and pstore, and needs no journal.
         let kmsg = OpenOptions::new().write(true).open("/dev/kmsg").ok();
         Self { device: device.into(), state: state.into(), hardware: None, timeout: Duration::ZERO, kmsg }
     }
@@ -107,7 +107,7 @@ impl Port for Machine {
 
     fn say(&mut self, text: &str) {
         let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(800).collect();
-        let told = self.kmsg.as_mut().is_some_and(|k| write!(k, "<4>rustiot-watchdog: {line}").is_ok());
+        let told = self.kmsg.as_mut().is_some_and(|k| write!(k, "<3>rustiot-watchdog: {line}").is_ok());
         if !told {
             eprintln!("rustiot-watchdog: {line}");
         }
