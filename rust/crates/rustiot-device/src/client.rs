@@ -48,7 +48,8 @@ pub struct Client {
 impl Client {
     /// On the system bus.
     pub async fn system() -> Result<Self, Failure> {
-        let connection = Connection::system().await.map_err(|e| {
+        let connect = async { rustiot_update::system_bus()?.build().await };
+        let connection = connect.await.map_err(|e: zbus::Error| {
             Failure::from_error(Kind::Unreachable, "the system bus does not answer", &e)
                 .hint("this command works on a RustIoT device; is D-Bus running?")
         })?;

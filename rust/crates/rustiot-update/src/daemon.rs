@@ -146,7 +146,7 @@ async fn serve() -> anyhow::Result<()> {
 
     let (commands, orders) = mpsc::channel(8);
     let (sender, status) = watch::channel(Status::default());
-    let connection = zbus::connection::Builder::system()?
+    let connection = dbus::system_bus()?
         .serve_at(PATH, Update::new(commands, status.clone()))?
         .name(NAME)?
         .build()

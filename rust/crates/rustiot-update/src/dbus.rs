@@ -19,6 +19,17 @@ pub const NAME: &str = "org.rustiot.Update1";
 /// Object path.
 pub const PATH: &str = "/org/rustiot/Update1";
 
+/// The system bus. zbus looks below `/var/run`, which on a device is a link that systemd makes late in the start.
+///
+/// # Errors
+/// When an address in `DBUS_SYSTEM_BUS_ADDRESS` is none.
+pub fn system_bus() -> zbus::Result<zbus::connection::Builder<'static>> {
+    match std::env::var_os("DBUS_SYSTEM_BUS_ADDRESS") {
+        Some(_) => zbus::connection::Builder::system(),
+        None => zbus::connection::Builder::address("unix:path=/run/dbus/system_bus_socket"),
+    }
+}
+
 /// What the bus answers to those whom its policy does not let through.
 const DENIED: &str = "org.freedesktop.DBus.Error.AccessDenied";
 

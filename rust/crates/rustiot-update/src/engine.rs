@@ -13,7 +13,9 @@ use tokio::time::Instant;
 use crate::bundle::{self, Device};
 use crate::failure::{Failure, Kind, is_remote, refine};
 use crate::ports::{Disk, Installer, Ledger, Machine, Order};
-use crate::reconcile::{self, Here, INSTALL_TRIES, Situation, install_delay, situation, trial_delay};
+use crate::reconcile::{
+    self, Here, INSTALL_TRIES, READ_TRIES, Situation, install_delay, situation, trial_delay,
+};
 use crate::status::{HistoryEntry, Hold, Outcome, Phase, Progress, Request, Status, Transaction, Why};
 use crate::store::Store;
 
@@ -297,6 +299,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             started_at: self.machine.now(),
             started_boot: self.here.boot_id.clone(),
             tries: 0,
+            broken_reads: 0,
             tried_boot: None,
             install_seconds: None,
             approved: false,
@@ -405,6 +408,20 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
                 drop(reply.send(result));
             }
             End::Failed { failure, announced } => {
+                let mut tx = tx;
+                if failure.kind == Kind::ReadFailed {
+                    tx.broken_reads = tx.broken_reads.saturating_add(1);
+                    if let Some(mine) = &mut self.tx {
+                        // Stored with the next start.
+                        mine.broken_reads = tx.broken_reads;
+                    }
+                    if tx.broken_reads >= READ_TRIES {
+                        let failure = failure.hint(
+                            "if the network is fine, the file on the server is damaged: compare its checksum with the original",
+                        );
+                        return self.give_up(Outcome::Failed, failure);
+                    }
+                }
                 // A first look that fails is the caller's to repeat; a later one is ours.
                 if failure.kind.is_transient() && (announced || tx.tries > 1) {
                     return self.retry_or_give_up(&tx, failure);

@@ -187,7 +187,6 @@ const MARKS: &[(&str, Kind)] = &[
     ("exceeds 64KiB", Kind::Oversized),
     ("not a regular file", Kind::NotFound),
     ("Failed to open bundle for reading", Kind::NotFound),
-    ("No such file or directory", Kind::NotFound),
     ("Failed to query bundle file info", Kind::NotFound),
     ("range requests not supported", Kind::NoRanges),
     // No byte of it exists: the file is empty.
@@ -384,6 +383,11 @@ mod tests {
         ("Invalid bundle format: failed to parse signature", Kind::Corrupt, 5),
         ("Invalid bundle format: Signature data is no valid CMS", Kind::Corrupt, 5),
         ("Failed mounting bundle: Failed to find free loop device", Kind::Installer, 1),
+        (
+            "Failed mounting bundle: Failed to open /dev/mapper/control: No such file or directory",
+            Kind::Installer,
+            1,
+        ),
         ("Invalid bundle format: Bundle is not a regular file", Kind::NotFound, 1),
         (
             "Invalid bundle format: Failed to open bundle for reading: Error opening file /x: No such file or directory",

@@ -17,6 +17,6 @@ mod status;
 mod store;
 
 pub use daemon::{STATUS_FILE, loader, main};
-pub use dbus::{Error, NAME, PATH, Update1Proxy};
+pub use dbus::{Error, NAME, PATH, Update1Proxy, system_bus};
 pub use failure::{Failure, Kind};
 pub use status::{HistoryEntry, Hold, Outcome, Phase, Progress, Request, Status, Transaction, Why};

@@ -124,6 +124,7 @@ pub fn adopt(record: &Record, here: &Here, now: u64) -> Option<Transaction> {
         started_at: now,
         started_boot: here.boot_id.clone(),
         tries: 1,
+        broken_reads: 0,
         tried_boot: None,
         install_seconds: None,
         approved: matches!(record.phase, BootPhase::Armed(_) | BootPhase::Trial { .. }),
@@ -132,6 +133,10 @@ pub fn adopt(record: &Record, here: &Here, now: u64) -> Option<Transaction> {
 
 /// Most starts of one install before it is given up.
 pub const INSTALL_TRIES: u32 = 20;
+
+/// Most downloads that break off in the middle, with a server that answers again right away: a file that is damaged
+/// on the server looks the same to the kernel, and must not be fetched for ever.
+pub const READ_TRIES: u32 = 4;
 
 /// Pause before start number `tries + 1` of an install: 15 s, doubling, at most an hour.
 #[must_use]

@@ -130,6 +130,9 @@ pub struct Transaction {
     /// How often the install has been started.
     #[serde(default)]
     pub tries: u32,
+    /// How often a download broke off without a power cut.
+    #[serde(default)]
+    pub broken_reads: u32,
     /// Boot id of the last start.
     #[serde(default)]
     pub tried_boot: Option<String>,

@@ -643,6 +643,17 @@ async fn a_broken_download_is_repeated_and_other_failures_are_not() {
     .await;
     assert_eq!(w.installs.get(), 3);
 
+    // A file that is damaged on the server breaks off each time.
+    let w = world();
+    w.writes.borrow_mut().extend(vec![Write::Fails(Kind::ReadFailed); 100]);
+    let entry = run(&w, async |mut c| {
+        c.install(Hold::None, false).await.unwrap();
+        c.end().await
+    })
+    .await;
+    assert_eq!((entry.result, w.installs.get()), (Outcome::Failed, reconcile::READ_TRIES));
+    assert!(entry.why.unwrap().hint.unwrap().contains("checksum"));
+
     for write in [Write::Fails(Kind::NoSpace), Write::Fails(Kind::Corrupt), Write::FailsBeforeWriting] {
         let w = world();
         w.writes.borrow_mut().push_back(write);
