@@ -14,8 +14,9 @@ use crate::toolbox::Toolbox;
 use rustiot_board::{Board, KernelModules, Size};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -135,6 +136,7 @@ impl Inputs<'_> {
             copy_over(overlay, &tree)?;
         }
         self.presets(&tree)?;
+        self.libraries(&tree)?;
         normalise(&tree)?;
         write_json(&work.join("sizes.json"), &self.sizes(&tree)?)?;
         let verity = self.image(&tree, &work.join("root.img"))?;
@@ -214,8 +216,9 @@ impl Inputs<'_> {
             ("etc/os-release", "../usr/lib/os-release"),
             ("usr/bin/awk", "mawk"),
             ("usr/bin/pager", "less"),
-            ("var/run", "/run"),
-            ("var/lock", "/run/lock"),
+            // Debian's alternatives, decided.
+            ("usr/lib/firmware/regulatory.db", "regulatory.db-debian"),
+            ("usr/lib/firmware/regulatory.db.p7s", "regulatory.db.p7s-debian"),
         ] {
             relink(&tree.join(link), to)?;
         }
@@ -280,6 +283,34 @@ impl Inputs<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Every library that a program or library names is there: packages are left out by hand, and a forgotten one would
+    /// otherwise be found on the device.
+    fn libraries(&self, tree: &Path) -> Result<(), Error> {
+        let mut there = BTreeSet::new();
+        let mut elf = Vec::new();
+        for_each(tree, &mut |path, meta| {
+            if let Some(name) = path.file_name() {
+                there.insert(name.to_string_lossy().into_owned());
+            }
+            let module = path.extension().is_some_and(|e| e == "ko");
+            if meta.is_file() && !module && is_elf(path)? {
+                elf.push(path.to_owned());
+            }
+            Ok(())
+        })?;
+        let said =
+            self.toolbox.run("readelf", [&["--dynamic".into(), "--wide".into()][..], &elf].concat())?;
+        match missing_library(&said, &there) {
+            None => Ok(()),
+            Some((file, library)) => Err(content(
+                file.strip_prefix(&*tree.to_string_lossy()).unwrap_or(&file),
+                format!(
+                    "needs {library}, which is not in the root; keep its package or leave out this file (conf/lab/packages.toml)"
+                ),
+            )),
+        }
     }
 
     /// Enables the units that the presets name.
@@ -446,6 +477,29 @@ fn relink(link: &Path, to: &str) -> Result<(), Error> {
     symlink(to, link).at("link", link)
 }
 
+fn is_elf(path: &Path) -> Result<bool, Error> {
+    let mut magic = Vec::new();
+    fs::File::open(path).and_then(|f| f.take(4).read_to_end(&mut magic)).at("read", path)?;
+    Ok(magic == *b"\x7fELF")
+}
+
+/// The first (file, library) of `readelf -d` over many files where the library is none of `there`.
+fn missing_library(said: &str, there: &BTreeSet<String>) -> Option<(String, String)> {
+    let mut file = "";
+    for line in said.lines() {
+        if let Some(name) = line.strip_prefix("File: ") {
+            file = name;
+        } else if line.contains("(NEEDED)")
+            && let Some((_, rest)) = line.split_once('[')
+            && let Some((library, _)) = rest.split_once(']')
+            && !there.contains(library)
+        {
+            return Some((file.to_owned(), library.to_owned()));
+        }
+    }
+    None
+}
+
 /// Permissions that do not depend on the umask of whoever cloned the repository.
 fn normalise(tree: &Path) -> Result<(), Error> {
     for_each(tree, &mut |path, meta| {
@@ -481,4 +535,50 @@ fn for_each(
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_library_is_named_with_who_needs_it() {
+        let said = "\nFile: /t/bin/a\n 0x01 (NEEDED)  Shared library: [libc.so.6]\n\nFile: /t/bin/b\n\
+                    0x01 (NEEDED)  Shared library: [libdb-5.3.so]\n 0x0e (SONAME) Library soname: [x]\n";
+        let both = BTreeSet::from(["libc.so.6".to_owned(), "libdb-5.3.so".to_owned()]);
+        assert_eq!(missing_library(said, &both), None);
+        let one = BTreeSet::from(["libc.so.6".to_owned()]);
+        assert_eq!(missing_library(said, &one), Some(("/t/bin/b".into(), "libdb-5.3.so".into())));
+    }
+
+    #[test]
+    fn an_overlay_follows_the_merged_usr_and_replaces_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, over) = (dir.path().join("tree"), dir.path().join("over"));
+        fs::create_dir_all(tree.join("usr/bin")).unwrap();
+        symlink("usr/bin", tree.join("bin")).unwrap();
+        symlink("/etc/passwd", tree.join("usr/bin/x")).unwrap();
+        fs::create_dir_all(over.join("bin")).unwrap();
+        write(&over.join("bin/x"), "new").unwrap();
+        copy_over(&over, &tree).unwrap();
+        assert!(fs::symlink_metadata(tree.join("bin")).unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(tree.join("usr/bin/x")).unwrap(), "new");
+    }
+
+    #[test]
+    fn permissions_do_not_depend_on_a_clone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, mode| {
+            let path = dir.path().join(name);
+            write(&path, "").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let cases = [(0o664, 0o644), (0o775, 0o755), (0o600, 0o600), (0o4755, 0o4755), (0o700, 0o700)];
+        let files: Vec<_> = cases.iter().map(|(before, _)| file(&format!("{before:o}"), *before)).collect();
+        normalise(dir.path()).unwrap();
+        for (path, (_, after)) in files.iter().zip(cases) {
+            assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, after, "{path:?}");
+        }
+    }
 }
