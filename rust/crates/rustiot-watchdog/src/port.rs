@@ -107,7 +107,9 @@ impl Port for Machine {
 
     fn say(&mut self, text: &str) {
         let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(800).collect();
-        let told = self.kmsg.as_mut().is_some_and(|k| write!(k, "<3>rustiot-watchdog: {line}").is_ok());
+        // One write is one record there, so it must not be written in parts.
+        let record = format!("<3>rustiot-watchdog: {line}\n");
+        let told = self.kmsg.as_mut().is_some_and(|k| k.write_all(record.as_bytes()).is_ok());
         if !told {
             eprintln!("rustiot-watchdog: {line}");
         }
@@ -198,6 +200,18 @@ mod tests {
         endless.arg("600");
         assert!(!run(endless, Duration::ZERO));
         assert!(within(Duration::from_secs(600), || {}) && !within(Duration::ZERO, thread::park));
+    }
+
+    #[test]
+    fn what_it_says_is_one_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let (read, write) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let mut machine = Machine::new(&dir.path().join("watchdog"), dir.path());
+        machine.kmsg = Some(File::from(std::os::fd::OwnedFd::from(write)));
+        machine.say("disk:\nhangs");
+        let mut bytes = [0; 100];
+        let n = read.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..n], b"<3>rustiot-watchdog: disk: hangs\n");
     }
 
     #[test]
