@@ -112,39 +112,46 @@ fn create(
     let archives = download(toolbox, packages, arch, dev, &apt, work, progress)?;
     let root = work.join("root");
     std::fs::create_dir(&root).at("create", &root)?;
-    let mut versions = Vec::new();
-    let mut owners = BTreeMap::new();
-    for deb in order(archives) {
-        let fields = toolbox
-            .run("dpkg-deb", ["-f".as_ref(), deb.as_os_str(), "Package".as_ref(), "Version".as_ref()])?;
-        let field = |name: &str| {
-            let found = fields.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": "));
-            found.map(str::to_owned).ok_or_else(|| content(&deb, format!("no field {name}")))
-        };
-        let (name, version) = (field("Package")?, field("Version")?);
-        if packages.target.without.contains(&name) {
-            continue;
-        }
-        progress.line(&format!("{name} {version}"));
-        // The links of the merged /usr are in base-files, which comes first, and must survive.
-        let listing = output(
-            "dpkg-deb",
-            toolbox
-                .command("sh")
-                .args(["-c", "dpkg-deb --fsys-tarfile \"$1\" | tar --extract --verbose --keep-directory-symlink -p --numeric-owner -C \"$2\"", "sh"])
-                .arg(&deb)
-                .arg(&root),
-        )?;
-        for file in listing.lines() {
-            owners.insert(file.trim_start_matches("./").trim_end_matches('/').to_owned(), name.clone());
-        }
-        versions.push(Package { name, version });
-    }
+    let (versions, owners) = unpack(toolbox, &packages.target.without, archives, &root)?;
     split_kernel(toolbox, &root, work)?;
     strip(toolbox, &root, &packages.strip.paths)?;
-    versions.sort_by(|a, b| a.name.cmp(&b.name));
     write_json(&work.join("packages.json"), &versions)?;
     write_json(&work.join("files.json"), &owners)
+}
+
+/// Unpacks what is not left out: its name and version, and then each file that it wrote, on a line.
+const UNPACK: &str = r#"root=$1; shift
+for deb; do
+  dpkg-deb --show --showformat='package ${Package} ${Version}\n' "$deb"
+  dpkg-deb --fsys-tarfile "$deb" | tar --extract --verbose --keep-directory-symlink -p --numeric-owner -C "$root"
+done"#;
+
+/// Unpacks `archives` but for those of the packages in `without`. Returns packages by name, and each file's package.
+fn unpack(
+    toolbox: &Toolbox,
+    without: &[String],
+    archives: Vec<PathBuf>,
+    root: &Path,
+) -> Result<(Vec<Package>, BTreeMap<String, String>), Error> {
+    let wanted = |path: &PathBuf| {
+        let name = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.split('_').next());
+        name.is_none_or(|n| !without.iter().any(|w| w == n))
+    };
+    let mut command = toolbox.command("bash");
+    command.args(["-e", "-o", "pipefail", "-c", UNPACK, "bash"]).arg(root);
+    command.args(order(archives).into_iter().filter(wanted));
+    let mut packages = Vec::new();
+    let mut owners = BTreeMap::new();
+    for line in output("dpkg-deb", &mut command)?.lines() {
+        if let Some((name, version)) = line.strip_prefix("package ").and_then(|l| l.split_once(' ')) {
+            packages.push(Package { name: name.into(), version: version.into() });
+        } else if let Some(package) = packages.last() {
+            owners
+                .insert(line.trim_start_matches("./").trim_end_matches('/').to_owned(), package.name.clone());
+        }
+    }
+    packages.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((packages, owners))
 }
 
 /// Downloads the packages and what they depend on into `apt`; returns the archives that belong to this list.

@@ -118,6 +118,15 @@ fn publish(work: &Path, done: &Path) -> Result<(), Error> {
 fn prune(shelf: &Path, keep: &Path) -> Result<(), Error> {
     let mut old = Vec::new();
     for (name, path) in sorted(shelf)? {
+        if let Some(key) = name.to_str().and_then(|n| n.strip_prefix('.')?.strip_suffix(".work")) {
+            // Left by a build that was cut short, unless its lock is held.
+            let lock = shelf.join(format!(".{key}.lock"));
+            let lock = File::create(&lock).at("create", &lock)?;
+            if lock.try_lock().is_ok() {
+                remove(&path)?;
+            }
+            continue;
+        }
         let meta = fs::symlink_metadata(&path).at("read", &path)?;
         if meta.is_dir() && path != keep && !name.as_bytes().starts_with(b".") {
             old.push((meta.modified().at("read", &path)?, path));
@@ -177,6 +186,21 @@ mod tests {
         assert!(made.join("whole").is_file());
         let again = stage(&ctx, &Silent, ("kind", "title"), "k", |_| panic!("built twice")).unwrap();
         assert_eq!(made, again);
+    }
+
+    #[test]
+    fn leftovers_of_a_build_that_was_cut_short_go_and_those_of_a_running_one_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let ctx = context(dir.path());
+        let shelf = dir.path().join("kind");
+        for key in ["cut", "running"] {
+            fs::create_dir_all(shelf.join(format!(".{key}.work"))).unwrap();
+        }
+        let lock = File::create(shelf.join(".running.lock")).unwrap();
+        lock.lock().unwrap();
+        stage(&ctx, &Silent, ("kind", "title"), "k", |_| Ok(())).unwrap();
+        assert!(!shelf.join(".cut.work").exists());
+        assert!(shelf.join(".running.work").exists());
     }
 
     #[test]
