@@ -402,8 +402,11 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
                 };
                 match &result {
                     Ok(()) => self.give_up(Outcome::Cancelled, Failure::new(Kind::Cancelled, "taken back")),
-                    // RAUC may still be writing: look, do not guess.
-                    Err(_) => self.after(Duration::ZERO, Job::Look),
+                    // RAUC may still be writing: look, do not guess. The attempt knew more than we remember.
+                    Err(_) => {
+                        self.tx = self.store.transaction().or(self.tx.take());
+                        self.after(Duration::ZERO, Job::Look);
+                    }
                 }
                 drop(reply.send(result));
             }

@@ -34,6 +34,7 @@ struct World {
     busy: Cell<bool>,
     activate_fails: Cell<u32>,
     aborts: Cell<u32>,
+    abort_fails: Cell<bool>,
     reboots: Cell<u32>,
     manual: Cell<bool>,
     head: Cell<Option<[u8; 4]>>,
@@ -65,6 +66,7 @@ fn world() -> W {
         busy: Cell::new(false),
         activate_fails: Cell::new(0),
         aborts: Cell::new(0),
+        abort_fails: Cell::new(false),
         reboots: Cell::new(0),
         manual: Cell::new(false),
         head: Cell::new(None),
@@ -149,7 +151,7 @@ impl Installer for World {
 
     async fn abort(&self) -> Result<(), Failure> {
         self.aborts.set(self.aborts.get() + 1);
-        Ok(())
+        if self.abort_fails.get() { Err(Failure::new(Kind::Installer, "systemd is away")) } else { Ok(()) }
     }
 }
 
@@ -470,6 +472,25 @@ async fn cancel_works_in_each_phase_that_has_a_way_back() {
         assert_eq!(c.order(Command::Cancel).await.unwrap_err().kind, Kind::NotNow);
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_that_cannot_stop_rauc_lets_it_finish() {
+    let w = world();
+    w.writes.borrow_mut().push_back(Write::Hangs);
+    w.abort_fails.set(true);
+    run(&w, async |mut c| {
+        c.install(Hold::Activate, false).await.unwrap();
+        c.status.wait_for(|s| s.progress.percent == 42).await.unwrap();
+        w.busy.set(true);
+        assert!(c.order(Command::Cancel).await.is_err());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(w.phase(), "writing", "the slot was given up although RAUC writes to it");
+        w.busy.set(false);
+        c.phase(Phase::Installed).await;
+    })
+    .await;
+    assert_eq!(w.installs.get(), 1, "what RAUC had finished was written again");
 }
 
 #[tokio::test(start_paused = true)]
