@@ -6,10 +6,11 @@
 use crate::apt::Mirror;
 use crate::cache::{Key, stage};
 use crate::context::{Context, Progress};
-use crate::error::{At, Error};
+use crate::error::{At, Error, refused};
 use crate::packages::Packages;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -43,6 +44,10 @@ impl Toolbox {
     /// # Errors
     /// No mirror is known, `mmdebstrap` is missing or fails, or the cache cannot be written.
     pub fn ensure(ctx: &Context, progress: &dyn Progress) -> Result<Self, Error> {
+        // /proc/self belongs to whoever runs: no system call of our own needed.
+        if std::fs::metadata("/proc/self").at("read", "/proc/self")?.uid() != 0 {
+            return Err(refused("mount namespaces and a chroot need root", "run it with sudo"));
+        }
         let packages = Packages::load(&ctx.conf("lab/packages.toml"))?;
         let key = Key::new("toolbox 1").text(&packages.suite).text(&packages.toolbox.packages.join(","));
         let title = ("toolbox", "toolbox (Debian chroot with all tools)");
@@ -96,6 +101,11 @@ impl Toolbox {
 fn create(packages: &Packages, work: &Path, progress: &dyn Progress) -> Result<(), Error> {
     let mirror = Mirror::discover(Path::new("/etc/apt"))?;
     let mut command = Command::new("mmdebstrap");
+    if let Err(e) = Command::new("mmdebstrap").arg("--version").output()
+        && e.kind() == std::io::ErrorKind::NotFound
+    {
+        return Err(refused("mmdebstrap is not installed", "run: apt-get install mmdebstrap"));
+    }
     command.args(["--variant=apt", "--mode=root", "--architectures=amd64,arm64"]);
     for excluded in ["doc", "man", "locale"] {
         command.arg(format!("--dpkgopt=path-exclude=/usr/share/{excluded}/*"));
