@@ -85,7 +85,7 @@ pub enum Update {
 
 #[derive(Debug, Args)]
 pub struct Install {
-    /// Full path of a .raucb file, or its http(s) URL.
+    /// A .raucb file, or its http(s) URL.
     #[arg(value_name = "FILE|URL")]
     pub source: String,
     /// Stop before activating the release, or before the restart.

@@ -76,7 +76,10 @@ impl Client {
         if install.force {
             options.insert("force", Value::from(true));
         }
-        self.proxy.install(&install.source, options).await.map_err(rustiot_update::Error::into_failure)
+        self.proxy
+            .install(&absolute(&install.source), options)
+            .await
+            .map_err(rustiot_update::Error::into_failure)
     }
 
     /// Takes the transaction back.
@@ -166,6 +169,17 @@ impl Client {
     }
 }
 
+/// The service knows no working directory: `os.raucb` becomes a full path, a URL stays as it is.
+fn absolute(source: &str) -> String {
+    if source.is_empty() || source.contains("://") {
+        return source.to_owned();
+    }
+    match std::path::absolute(source) {
+        Ok(path) => path.to_str().unwrap_or(source).to_owned(),
+        Err(_) => source.to_owned(),
+    }
+}
+
 fn lost(error: &zbus::Error) -> Failure {
     Failure::from_error(Kind::Unreachable, "the update service does not answer", error)
         .hint("`systemctl status rustiot-update.service`")
@@ -239,6 +253,15 @@ mod tests {
     const ENTRY: &str = r#"{"transaction":"t","source":"/x","release":null,"slot":null,"result":"refused",
         "why":{"kind":"signature","message":"no"},"log":[],"started_at":1,"ended_at":2,"started_boot":"b",
         "ended_boot":"b","install_tries":1,"install_seconds":null}"#;
+
+    #[test]
+    fn a_file_is_named_by_its_full_path() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(absolute("os.raucb"), here.join("os.raucb").to_str().unwrap());
+        for same in ["/data/os.raucb", "https://h/os.raucb", ""] {
+            assert_eq!(absolute(same), same);
+        }
+    }
 
     #[tokio::test]
     async fn options_are_sent_only_when_given() {
