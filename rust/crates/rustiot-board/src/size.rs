@@ -58,6 +58,9 @@ impl FromStr for Size {
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, factor) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1u64 << 10)] {
+            if name == "KiB" && self.0 >= 1 << 20 {
+                break;
+            }
             if self.0 >= factor && self.0.is_multiple_of(factor) {
                 return write!(f, "{} {name}", self.0 / factor);
             }
@@ -128,6 +131,8 @@ mod tests {
             (96 << 20, "96 MiB"),
             (1 << 30, "1 GiB"),
             (224_395_264, "214 MiB"),
+            (190_918_656, "182.0 MiB"),
+            (8 << 10, "8 KiB"),
             (1_500_000, "1.4 MiB"),
             (17, "17 B"),
         ] {
