@@ -330,3 +330,48 @@ pub fn write_manifest(image: &Image, path: &Path) -> Result<(), Error> {
     };
     write_json(path, &manifest)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_board_is_answered_with_those_that_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+        let ctx = Context::with_cache(&repo, dir.path()).unwrap();
+        let error = board(&ctx, "toaster").unwrap_err().to_string();
+        assert!(
+            error.contains("`toaster`") && error.contains("qemux86-64") && error.contains("qemuarm64"),
+            "{error}"
+        );
+        assert_eq!(board(&ctx, "qemuarm64").unwrap().name, "qemuarm64");
+    }
+
+    #[test]
+    fn a_version_is_semver() {
+        for good in ["1.4.0", "0.1.0-rc.1"] {
+            assert!(check_version(good).is_ok());
+        }
+        for bad in ["", "1", "1.2", "v1.2.3", "1.2.3\nx=y", "../1.2.3"] {
+            assert!(check_version(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_over_its_budget_names_key_and_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../..");
+        let board = Board::load(&repo.join("conf/boards/qemux86-64.toml")).unwrap();
+        let file = dir.path().join("init");
+        let make = |bytes| std::fs::File::create(&file).unwrap().set_len(bytes).unwrap();
+        make(1_500_000);
+        assert_eq!(budget("rustiot-init", &file, board.sizes.init, "sizes.init", &board).unwrap(), 1_500_000);
+        make(1_500_001);
+        let error =
+            budget("rustiot-init", &file, board.sizes.init, "sizes.init", &board).unwrap_err().to_string();
+        for wanted in ["rustiot-init", "1500001", "sizes.init", "conf/boards/qemux86-64.toml"] {
+            assert!(error.contains(wanted), "{error}");
+        }
+    }
+}

@@ -170,3 +170,35 @@ fn private_dir(dir: &Path) -> Result<(), Error> {
     fs::create_dir_all(dir).at("create", dir)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).at("set the mode of", dir)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn part_of_a_ca_is_refused_and_a_whole_one_is_used_as_it_is() {
+        let toolbox = Toolbox::of_nothing();
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str| crate::cache::write(&dir.path().join(name), "x").unwrap();
+        put("dev-signing.key.pem");
+        let error = development(&toolbox, dir.path()).unwrap_err();
+        assert!(matches!(error, Error::Refused { .. }) && error.to_string().contains("part of"), "{error}");
+        put("dev-signing.cert.pem");
+        put("dev-ca.cert.pem");
+        let signer = development(&toolbox, dir.path()).unwrap();
+        assert_eq!(signer.keyring, dir.path().join("dev-ca.cert.pem"));
+    }
+
+    #[test]
+    fn a_key_is_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["dev-ca.cert.pem", "dev-ca.key.pem", "dev-signing.cert.pem", "dev-signing.key.pem"] {
+            let path = dir.path().join(name);
+            crate::cache::write(&path, "precious").unwrap();
+            let error = create(&Toolbox::of_nothing(), dir.path()).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+            fs::remove_file(&path).unwrap();
+        }
+    }
+}

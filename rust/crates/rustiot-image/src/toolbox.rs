@@ -58,6 +58,12 @@ impl Toolbox {
         })
     }
 
+    /// A toolbox in which every command fails, for tests of what happens before one runs.
+    #[cfg(test)]
+    pub(crate) fn of_nothing() -> Self {
+        Toolbox { root: "/nonexistent".into(), binds: Vec::new() }
+    }
+
     /// Lets commands see `path` too, at its own place.
     #[must_use]
     pub fn with_path(mut self, path: &Path) -> Self {
