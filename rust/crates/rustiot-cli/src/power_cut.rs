@@ -7,8 +7,6 @@ use rustiot_image::{Context, Plain};
 use rustiot_lab::cuts::{Cut, Recording};
 use rustiot_lab::{Ctx, Fixtures, Lab};
 use serde_json::json;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Makes `runs` cuts at instants that `seed` chooses.
@@ -21,26 +19,12 @@ pub fn run(context: &Context, board: &str, runs: usize, seed: u64, json: bool) -
     let recording = Recording::make(&ctx).context("the update that is to be cut failed without a cut")?;
     eprintln!("recorded an update of {} writes in {:.0} s", recording.len(), began.elapsed().as_secs_f64());
     let instants = recording.instants(runs, seed);
-    let cuts = Mutex::new(Vec::new());
-    let next = AtomicUsize::new(0);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some(&(after, seed)) = instants.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let cut = recording.try_cut(&ctx, after, seed);
-                    let mut cuts = cuts.lock().unwrap_or_else(PoisonError::into_inner);
-                    cuts.push(cut.clone());
-                    let (n, Cut { slot, version, problem, .. }) = (cuts.len(), &cut);
-                    let end = problem.as_deref().unwrap_or("ok");
-                    eprintln!(
-                        "{n:>4} of {runs}: after {after} writes: slot {slot}, release {version}: {end}"
-                    );
-                }
-            });
-        }
+    let cuts = recording.try_all(&ctx, &instants, workers, &|n, cut| {
+        let Cut { after_writes, slot, version, problem, .. } = cut;
+        let end = problem.as_deref().unwrap_or("ok");
+        eprintln!("{n:>4} of {runs}: after {after_writes} writes: slot {slot}, release {version}: {end}");
     });
-    let cuts = cuts.into_inner().unwrap_or_else(PoisonError::into_inner);
     let bad = cuts.iter().filter(|cut| cut.problem.is_some()).count();
     if json {
         let writes = recording.len();

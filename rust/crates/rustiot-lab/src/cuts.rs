@@ -7,7 +7,8 @@ use crate::fixtures::{A, B};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use testbed::writelog::{Random, WriteLog, apply};
 use testbed::{Disk, FileServer, Off};
@@ -134,6 +135,30 @@ impl Recording {
         };
         cut.problem = attempt().err().map(|error| format!("{error:#}"));
         cut
+    }
+
+    /// Tries all of `instants`, `workers` machines at once; `told` hears of each end as it comes.
+    pub fn try_all(
+        &self,
+        ctx: &Ctx,
+        instants: &[(usize, u64)],
+        workers: usize,
+        told: &(dyn Fn(usize, &Cut) + Sync),
+    ) -> Vec<Cut> {
+        let (next, cuts) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for _ in 0..workers.max(1) {
+                scope.spawn(|| {
+                    while let Some(&(after, seed)) = instants.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let cut = self.try_cut(ctx, after, seed);
+                        let mut cuts = cuts.lock().unwrap_or_else(PoisonError::into_inner);
+                        cuts.push(cut.clone());
+                        told(cuts.len(), &cut);
+                    }
+                });
+            }
+        });
+        cuts.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `runs` instants, spread over the whole update by `seed`.

@@ -6,12 +6,13 @@ use crate::lab::Lab;
 use anyhow::{Context as _, Result, bail};
 use rustiot_board::Board;
 use rustiot_image::keys::{self, Signer};
-use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Plain, Progress, Request, Silent};
+use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Progress, Request, Silent};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use testbed::{Disk, Off, Snapshot};
 
 /// The medium that lab machines have: more than the image, so that `data` has room to grow. Bytes.
@@ -57,6 +58,21 @@ pub const A: Release = Release::new("a", "1.0.0");
 /// A good newer one.
 pub const B: Release = Release::new("b", "1.1.0");
 
+/// Tells what is built; what the cache has would be told for every test.
+struct Built;
+
+impl Progress for Built {
+    fn begin(&self, step: &str) {
+        eprintln!("  … {step}");
+    }
+    fn line(&self, _: &str) {}
+    fn end(&self, step: &str, took: Duration, cached: bool) {
+        if !cached {
+            eprintln!("  ✓ {step}: built, {:.1} s", took.as_secs_f64());
+        }
+    }
+}
+
 /// What tests share. One value serves all threads.
 #[derive(Debug)]
 pub struct Fixtures {
@@ -76,7 +92,7 @@ impl Fixtures {
     }
 
     fn progress(&self) -> &'static dyn Progress {
-        if self.verbose { &Plain } else { &Silent }
+        if self.verbose { &Built } else { &Silent }
     }
 
     /// What signs the lab's bundles.

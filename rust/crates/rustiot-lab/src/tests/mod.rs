@@ -5,6 +5,7 @@ mod damage;
 mod firmware;
 mod liveness;
 mod owner;
+mod power;
 mod refusals;
 mod trials;
 mod updates;
@@ -16,6 +17,7 @@ use crate::runner::LabTest;
 /// Every test, in the order in which they run: the slowest first keeps both workers busy to the end.
 pub fn all() -> Vec<LabTest> {
     [
+        power::TESTS,
         trials::TESTS,
         firmware::TESTS,
         damage::TESTS,
