@@ -29,7 +29,9 @@ pub use disk::{Disk, partition_bytes, partition_start};
 pub use error::Error;
 pub use files::{Faults, FileServer};
 pub use host::{Scratch, Tools, cleanup, spawn};
-pub use machine::{Firmware, Machine, Off, Snapshot, Spec, flip_bit_in_file, ssh_options};
+pub use machine::{
+    Firmware, Machine, Off, Snapshot, Spec, flip_bit_in_file, power_off_detached, ssh_options,
+};
 pub use qmp::{Event, Qmp};
 
 /// Result of everything in this crate.

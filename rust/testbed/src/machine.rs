@@ -19,6 +19,8 @@ const SOCKET_PATH_MAX: usize = 107;
 const QEMU_STARTS: Duration = Duration::from_secs(60);
 /// A guest's memory has to be written or read.
 const MEMORY_MOVES: Duration = Duration::from_secs(180);
+/// How long a guest agent that is there takes to answer.
+const AGENT_ANSWERS: Duration = Duration::from_secs(15);
 /// Between two looks at what has no event.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -272,9 +274,10 @@ impl Machine {
         self.into_off()
     }
 
-    /// Presses the power button and waits until the machine has gone down by itself.
+    /// Asks the machine to go down and waits until it has: through the guest agent, or by the power
+    /// button where nobody answers.
     pub fn power_off(mut self, within: Duration) -> Result<Off> {
-        self.qmp.run("system_powerdown", json!({}))?;
+        ask_to_go_down(&self.agent, &self.qmp)?;
         self.wait_end(within)?;
         Ok(self.into_off())
     }
@@ -465,6 +468,20 @@ impl Snapshot {
         machine.agent.set_time(QEMU_STARTS)?;
         Ok(machine)
     }
+}
+
+fn ask_to_go_down(agent: &Agent, qmp: &Qmp) -> Result<()> {
+    match agent.start("systemctl poweroff", AGENT_ANSWERS) {
+        Ok(()) => Ok(()),
+        Err(_) => qmp.run("system_powerdown", json!({})).map(|_| ()),
+    }
+}
+
+/// Asks the detached machine whose directory is `dir` to go down, and waits until it has.
+pub fn power_off_detached(dir: &Path, within: Duration) -> Result<()> {
+    let qmp = Qmp::connect(&dir.join("qmp"))?;
+    ask_to_go_down(&Agent::connect(&dir.join("qga"))?, &qmp)?;
+    qmp.wait_closed(within)
 }
 
 /// Options that make ssh come in without asking or remembering anything.

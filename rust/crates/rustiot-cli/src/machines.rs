@@ -10,7 +10,7 @@ use rustiot_image::Context;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use testbed::{Machine, Qmp};
+use testbed::Machine;
 
 /// How long a machine may take to go down by itself.
 const GOES_DOWN: Duration = Duration::from_secs(90);
@@ -124,12 +124,7 @@ pub fn stop(context: &Context, name: &str) -> Done {
         return Err(Fail::refused(format!("no machine {name} runs ({there})")));
     };
     let dir = shelf(context).join(name);
-    let went_down = Qmp::connect(&dir.join("qmp"))
-        .and_then(|qmp| {
-            qmp.run("system_powerdown", serde_json::json!({}))?;
-            qmp.wait_closed(GOES_DOWN)
-        })
-        .is_ok();
+    let went_down = testbed::power_off_detached(&dir, GOES_DOWN).is_ok();
     if !went_down && started(machine.pid) == Some(machine.started) {
         killpg(Pid::from_raw(machine.pid), Signal::SIGKILL)
             .map_err(|e| Fail::new(Why::Failed, anyhow!(e).context("cannot end the machine")))?;
