@@ -3,7 +3,7 @@
 use crate::ctx::Ctx;
 use crate::device::{COMMAND, Device, HEALTHY};
 use crate::fixtures::{A, B};
-use crate::runner::{LabTest, Tag};
+use crate::runner::LabTest;
 use crate::tests::update;
 use anyhow::{Context as _, Result, ensure};
 use testbed::{Machine, Off};
@@ -20,7 +20,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "leaves_a_committed_slot_that_cannot_be_opened",
         boards: &[],
         promise: "A committed slot whose root cannot be opened any more is left for the other one, without a loop.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: leaves_a_committed_slot_that_cannot_be_opened,
     },
     LabTest {
@@ -34,7 +34,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "stays_in_rescue_when_both_roots_are_gone",
         boards: &[],
         promise: "With no root left the initramfs stays up with an address and a page that says why; no loop.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: stays_in_rescue_when_both_roots_are_gone,
     },
     LabTest {

@@ -2,7 +2,7 @@
 //! UEFI's side is firmware that we did not write; the tests of trials and damage cover it with real releases.
 
 use crate::ctx::Ctx;
-use crate::runner::{LabTest, Tag};
+use crate::runner::LabTest;
 use anyhow::{Context as _, Result, ensure};
 use rustiot_image::fit::{self, FitParts};
 use rustiot_loader::env::Env;
@@ -16,7 +16,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "uboot_spends_the_one_shot_before_the_kernel",
         boards: &["qemuarm64"],
         promise: "A kernel that hangs at its first instruction is reset by the watchdog, and the default slot starts.",
-        tags: &[Tag::Quick],
+        tags: &[],
         run: uboot_spends_the_one_shot_before_the_kernel,
     },
     LabTest {

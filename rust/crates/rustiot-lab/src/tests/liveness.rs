@@ -2,7 +2,7 @@
 
 use crate::ctx::Ctx;
 use crate::device::{COMMAND, Device, HEALTHY};
-use crate::runner::{LabTest, Tag};
+use crate::runner::LabTest;
 use anyhow::{Result, ensure};
 
 pub(super) const TESTS: &[LabTest] = &[
@@ -10,7 +10,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "the_watchdog_fires_when_its_service_stalls",
         boards: &[],
         promise: "When the service that feeds the watchdog stalls, the hardware resets, and the device says that it did.",
-        tags: &[Tag::Quick],
+        tags: &[],
         run: the_watchdog_fires_when_its_service_stalls,
     },
     LabTest {

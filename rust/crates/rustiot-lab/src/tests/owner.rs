@@ -3,7 +3,7 @@
 
 use crate::ctx::Ctx;
 use crate::device::{Device, HEALTHY};
-use crate::runner::{LabTest, Tag};
+use crate::runner::LabTest;
 use anyhow::{Result, ensure};
 use testbed::writelog::Random;
 
@@ -12,7 +12,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "mistakes_in_the_configuration_cost_nothing",
         boards: &[],
         promise: "A typo, a wrong type and an unknown key are named with line and column; everything else applies, and the device is reachable.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: mistakes_in_the_configuration_cost_nothing,
     },
     LabTest {

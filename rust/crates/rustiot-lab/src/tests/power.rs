@@ -2,14 +2,14 @@
 
 use crate::ctx::Ctx;
 use crate::cuts::{Cut, Recording};
-use crate::runner::{LabTest, Tag};
+use crate::runner::LabTest;
 use anyhow::{Result, ensure};
 
 pub(super) const TESTS: &[LabTest] = &[LabTest {
     name: "survives_power_cuts_at_any_instant_of_an_update",
     boards: &[],
     promise: "Wherever in an update the power goes, the device comes back healthy, wholly old or wholly new.",
-    tags: &[Tag::QuickOnFirst],
+    tags: &[],
     run: survives_power_cuts_at_any_instant_of_an_update,
 }];
 

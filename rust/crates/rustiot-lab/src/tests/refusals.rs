@@ -4,7 +4,7 @@
 use crate::ctx::Ctx;
 use crate::device::Device;
 use crate::fixtures::{A, B, Release};
-use crate::runner::{LabTest, Tag};
+use crate::runner::LabTest;
 use crate::tests::update;
 use anyhow::{Context as _, Result, ensure};
 use std::path::Path;
@@ -15,7 +15,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "refuses_bundles_that_are_damaged_or_not_ours",
         boards: &[],
         promise: "Random bytes, truncated, altered and wrongly signed bundles are each refused by name; nothing is written.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: refuses_bundles_that_are_damaged_or_not_ours,
     },
     LabTest {

@@ -4,7 +4,7 @@
 use crate::ctx::Ctx;
 use crate::device::{BootInfo, Device, HEALTHY};
 use crate::fixtures::{B, File, Release};
-use crate::runner::{LabTest, Tag};
+use crate::runner::LabTest;
 use anyhow::{Context as _, Result, ensure};
 use rustiot_boot::{Record, ResetReason};
 use testbed::Machine;
@@ -14,7 +14,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "falls_back_when_the_kernel_panics",
         boards: &[],
         promise: "A release whose kernel panics is left after one boot, rejected, with the panic's last lines.",
-        tags: &[Tag::Quick],
+        tags: &[],
         run: falls_back_when_the_kernel_panics,
     },
     LabTest {
@@ -28,7 +28,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "falls_back_when_the_kernel_hangs",
         boards: &[],
         promise: "A kernel that spins with interrupts off is reset by the hardware watchdog, once.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: falls_back_when_the_kernel_hangs,
     },
     LabTest {
@@ -56,7 +56,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "falls_back_when_a_required_service_is_broken",
         boards: &[],
         promise: "A release with a broken required service is left at once and never taken again by itself; a newer one is.",
-        tags: &[Tag::Quick],
+        tags: &[],
         run: falls_back_when_a_required_service_is_broken,
     },
     LabTest {

@@ -12,14 +12,14 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "boots_to_healthy",
         boards: &[],
         promise: "A medium fresh from flashing becomes a healthy, committed device by itself.",
-        tags: &[Tag::Quick],
+        tags: &[Tag::QuickOnFirst],
         run: boots_to_healthy,
     },
     LabTest {
         name: "updates_a_to_b_to_a_with_data_intact",
         boards: &[],
         promise: "An update and the way back change the slot and the version, and nothing of the owner's.",
-        tags: &[Tag::Quick],
+        tags: &[Tag::QuickOnFirst],
         run: updates_a_to_b_to_a_with_data_intact,
     },
 ];
