@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, refused};
 use crate::toolbox::Toolbox;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -41,9 +41,14 @@ pub fn development(toolbox: &Toolbox, dir: &Path) -> Result<Signer, Error> {
         keyring: dir.join("dev-ca.cert.pem"),
     };
     let there = [PathBuf::from(&signer.cert), PathBuf::from(&signer.key), signer.keyring.clone()];
-    match there.iter().filter(|p| p.is_file()).count() {
+    let count = || there.iter().filter(|p| p.is_file()).count();
+    if count() == there.len() {
+        return Ok(signer);
+    }
+    let _alone = alone(dir)?;
+    match count() {
         3 => Ok(signer),
-        0 => create(toolbox, dir).map(|()| signer),
+        0 => create_alone(toolbox, dir).map(|()| signer),
         _ => Err(refused(
             format!("{} holds part of a development CA", dir.display()),
             "restore the missing file or move the directory away; devices trust the old CA until they are flashed again",
@@ -56,7 +61,11 @@ pub fn development(toolbox: &Toolbox, dir: &Path) -> Result<Signer, Error> {
 /// # Errors
 /// One is there already: it is never overwritten.
 pub fn create(toolbox: &Toolbox, dir: &Path) -> Result<(), Error> {
-    private_dir(dir)?;
+    let _alone = alone(dir)?;
+    create_alone(toolbox, dir)
+}
+
+fn create_alone(toolbox: &Toolbox, dir: &Path) -> Result<(), Error> {
     for name in ["dev-ca.cert.pem", "dev-ca.key.pem", "dev-signing.cert.pem", "dev-signing.key.pem"] {
         if dir.join(name).exists() {
             return Err(refused(
@@ -155,8 +164,9 @@ const OPENSSL: &str = "[req]\ndistinguished_name = dn\n[dn]\n\
 pub fn ssh_key(toolbox: &Toolbox, dir: &Path) -> Result<SshKey, Error> {
     let private = dir.join("dev-ssh");
     let public = dir.join("dev-ssh.pub");
-    if !private.is_file() || !public.is_file() {
-        private_dir(dir)?;
+    let there = || private.is_file() && public.is_file();
+    let _alone = if there() { None } else { Some(alone(dir)?) };
+    if !there() {
         crate::cache::remove(&private)?;
         let path = private.to_string_lossy();
         let args = ["-q", "-t", "ed25519", "-N", "", "-C", "rustiot-development", "-f", &path];
@@ -164,6 +174,15 @@ pub fn ssh_key(toolbox: &Toolbox, dir: &Path) -> Result<SshKey, Error> {
     }
     let line = fs::read_to_string(&public).at("read", &public)?;
     Ok(SshKey { private, public: line.trim().to_owned() })
+}
+
+/// Waits until nobody else makes keys in `dir`, and keeps others out while the value lives.
+fn alone(dir: &Path) -> Result<File, Error> {
+    private_dir(dir)?;
+    let path = dir.join(".lock");
+    let lock = File::create(&path).at("create", &path)?;
+    lock.lock().at("lock", &path)?;
+    Ok(lock)
 }
 
 fn private_dir(dir: &Path) -> Result<(), Error> {
@@ -187,6 +206,16 @@ mod tests {
         put("dev-ca.cert.pem");
         let signer = development(&toolbox, dir.path()).unwrap();
         assert_eq!(signer.keyring, dir.path().join("dev-ca.cert.pem"));
+    }
+
+    #[test]
+    fn two_that_make_keys_wait_for_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = alone(dir.path()).unwrap();
+        let second = File::open(dir.path().join(".lock")).unwrap();
+        assert!(second.try_lock().is_err());
+        drop(first);
+        assert!(second.try_lock().is_ok());
     }
 
     #[test]
