@@ -16,7 +16,8 @@ pub fn run(context: &Context, board: &str, runs: usize, seed: u64, json: bool) -
     let fixtures = Fixtures::new(true);
     let ctx = Ctx::new(&lab, &board, &fixtures)?;
     let began = Instant::now();
-    let recording = Recording::make(&ctx).context("the update that is to be cut failed without a cut")?;
+    let recording =
+        Recording::of_update(&ctx).context("the update that is to be cut failed without a cut")?;
     eprintln!("recorded an update of {} writes in {:.0} s", recording.len(), began.elapsed().as_secs_f64());
     let instants = recording.instants(runs, seed);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);

@@ -72,6 +72,24 @@ impl<'a> Ctx<'a> {
         self.with_disk(&own, Some(self.fixtures.medium()))
     }
 
+    /// Image A as a raw disk of a lab medium's size.
+    pub fn fresh_raw(&self) -> Result<PathBuf> {
+        let base = self.fixtures.base(self.lab, self.board)?;
+        let raw = self.dir.file("fresh.raw");
+        let (from, to) = (base.to_string_lossy(), raw.to_string_lossy());
+        self.lab.tools().run("cp", &["--sparse=always", "--reflink=auto", &from, &to])?;
+        let file = std::fs::File::options().write(true).open(&raw).context("cannot open the copy")?;
+        file.set_len(self.fixtures.medium()).context("cannot enlarge the copy")?;
+        Ok(raw)
+    }
+
+    /// A machine with a copy of the raw disk `base`, every write to which will be logged.
+    pub fn fresh_logged(&self, base: &Path) -> Result<Off> {
+        let dir = self.machine_dir()?;
+        let disk = Disk::logged(&self.lab.tools(), base, &dir.file("disk.raw"), &dir.file("writes.log"))?;
+        Ok(Off::new(self.lab.spec(self.board)?, disk, dir)?)
+    }
+
     /// A machine with an overlay over the disk image `base`.
     pub fn with_disk(&self, base: &Path, bytes: Option<u64>) -> Result<Off> {
         let dir = self.machine_dir()?;

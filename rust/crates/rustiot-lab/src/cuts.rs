@@ -1,8 +1,8 @@
-//! Power cuts at chosen instants of an update, with the volatile write cache of a real medium: one
-//! update is recorded, then the disk is rebuilt as of many instants and each is booted.
+//! Power cuts at chosen instants of an update or of a first boot, with the volatile write cache of a
+//! real medium: one run is recorded, then the disk is rebuilt as of many instants and each is booted.
 
 use crate::ctx::Ctx;
-use crate::device::Device;
+use crate::device::{BootInfo, Device};
 use crate::fixtures::{A, B};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -11,20 +11,22 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use testbed::writelog::{Random, WriteLog, apply};
-use testbed::{Disk, FileServer, Off};
+use testbed::{Disk, FileServer, Machine, Off};
 
 /// Between two looks at the firmware's variables while an update is recorded.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// A recorded update: everything that the disk and the firmware's variables went through.
+/// A recorded run: everything that the disk and the firmware's variables went through.
 pub struct Recording {
     base: PathBuf,
+    /// What a machine must be when it is healthy again after a cut.
+    whole: fn(&Machine, &BootInfo, &str) -> Result<()>,
     log_path: PathBuf,
     log: WriteLog,
     /// The variables and the log's length (bytes) between which two they were written.
     vars: Vec<Vars>,
     /// The bundles, at the address that the device was told.
-    _server: FileServer,
+    _server: Option<FileServer>,
 }
 
 /// One content of the firmware's variables.
@@ -53,34 +55,35 @@ pub struct Cut {
 
 impl Recording {
     /// Installs B on a healthy machine with A and records it until B is committed.
-    pub fn make(ctx: &Ctx) -> Result<Self> {
+    pub fn of_update(ctx: &Ctx) -> Result<Self> {
         let server = ctx.serve(&[&B])?;
-        let machine = ctx.healthy_logged()?;
-        let (dir, before) = (machine.dir().to_path_buf(), machine.boot()?);
-        let (log_path, vars_path) = (dir.join("writes.log"), dir.join("vars.fd"));
-        let base = ctx.dir().join("before.raw");
         let snapshot = ctx.fixtures.healthy(ctx.lab, ctx.board)?;
+        let base = ctx.dir().join("before.raw");
         flatten(ctx, &snapshot.disk(), &base)?;
-        let done = AtomicBool::new(false);
-        let (vars, end) = std::thread::scope(|scope| {
-            let watcher = scope.spawn(|| watch_vars(&vars_path, &log_path, &done));
-            let update = || -> Result<()> {
-                let output = machine.install(&server.guest_url("b.raucb"))?;
-                ensure!(output.ok(), "the recorded install failed: {}{}", output.stdout, output.stderr);
-                machine.wait_next_healthy(&before)?;
-                machine.wait_settled()?;
-                Ok(())
-            };
-            let end = update();
-            done.store(true, Ordering::Relaxed);
-            (watcher.join(), end)
-        });
-        end?;
-        let Ok(vars) = vars else { bail!("the watcher of the firmware's variables panicked") };
-        drop(machine.power_cut());
-        let log = WriteLog::open(&log_path)?;
-        ensure!(log.entries().iter().any(|entry| entry.flush), "the device never flushed its disk");
-        Ok(Recording { base, log_path, log, vars, _server: server })
+        let machine = ctx.healthy_logged()?;
+        let before = machine.boot()?;
+        let update = |machine: &Machine| -> Result<()> {
+            let output = machine.install(&server.guest_url("b.raucb"))?;
+            ensure!(output.ok(), "the recorded install failed: {}{}", output.stdout, output.stderr);
+            machine.wait_next_healthy(&before)?;
+            machine.wait_settled()?;
+            Ok(())
+        };
+        let (log_path, log, vars) = record(machine, &update)?;
+        Ok(Recording { base, whole: old_or_new, log_path, log, vars, _server: Some(server) })
+    }
+
+    /// Records a first boot, from the first write to the committed slot.
+    pub fn of_first_boot(ctx: &Ctx) -> Result<Self> {
+        let base = ctx.fresh_raw()?;
+        let machine = ctx.fresh_logged(&base)?.power_on()?;
+        let boot = |machine: &Machine| -> Result<()> {
+            machine.wait_healthy()?;
+            machine.wait_settled()?;
+            Ok(())
+        };
+        let (log_path, log, vars) = record(machine, &boot)?;
+        Ok(Recording { base, whole: provisioned, log_path, log, vars, _server: None })
     }
 
     /// How many writes there were: cuts fall after 0 to this many.
@@ -117,18 +120,22 @@ impl Recording {
     }
 
     /// Cuts the power, lets it come back and says what became of the device: it has to become
-    /// healthy by itself, as wholly A or wholly B.
+    /// healthy by itself, and whole.
     pub fn try_cut(&self, ctx: &Ctx, after_writes: usize, seed: u64) -> Cut {
         let mut cut = Cut { after_writes, seed, slot: "?".into(), version: "?".into(), problem: None };
         let mut attempt = || -> Result<()> {
-            let machine = self.cut(ctx, after_writes, seed)?.power_on()?;
+            let off = self.cut(ctx, after_writes, seed)?;
+            let dir = off.dir().to_path_buf();
+            let machine = off.power_on()?;
+            // Open in the machine, and gone with it: many cuts would fill the disk.
+            for disk in ["cut.raw", "disk.qcow2"] {
+                std::fs::remove_file(dir.join(disk)).context("cannot remove a disk")?;
+            }
             let boot = machine.wait_healthy()?;
             cut.slot = boot.slot.to_string();
             cut.version = machine.version()?;
-            ensure!([A.version, B.version].contains(&&*cut.version), "an unknown version");
-            let expected = if boot.slot.letter() == "a" { A.version } else { B.version };
-            ensure!(cut.version == expected, "slot {} runs {}", cut.slot, cut.version);
             ensure!(boot.kind != "rescue", "it is in rescue: {}", boot.raw);
+            (self.whole)(&machine, &boot, &cut.version)?;
             // Every block of the running root is what was signed.
             machine.sh("cat $(findmnt -n -o SOURCE /) > /dev/null")?;
             Ok(())
@@ -161,11 +168,65 @@ impl Recording {
         cuts.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `runs` instants, spread over the whole update by `seed`.
+    /// `runs` instants, spread over the whole run by `seed`.
     pub fn instants(&self, runs: usize, seed: u64) -> Vec<(usize, u64)> {
         let mut random = Random(seed);
         (0..runs).map(|_| (random.below(self.len().saturating_add(1)), random.next())).collect()
     }
+
+    /// `runs` instants just before a flush, evenly spread over all flushes: what a step wrote is
+    /// there, and the medium has promised nothing yet.
+    pub fn before_flushes(&self, runs: usize, seed: u64) -> Vec<(usize, u64)> {
+        let flushes: Vec<usize> =
+            self.log.entries().iter().enumerate().filter(|(_, e)| e.flush).map(|(at, _)| at).collect();
+        let mut random = Random(seed);
+        let nth = |n: usize| flushes.get(n.saturating_mul(flushes.len()) / runs.max(1)).copied();
+        (0..runs).filter_map(nth).map(|at| (at, random.next())).collect()
+    }
+}
+
+/// Slot a has the old release, slot b the new one; never a mixture.
+fn old_or_new(_: &Machine, boot: &BootInfo, version: &str) -> Result<()> {
+    let expected = if boot.slot.letter() == "a" { A.version } else { B.version };
+    ensure!(version == expected, "slot {} runs {version}", boot.slot);
+    Ok(())
+}
+
+/// All that a first boot makes is there.
+fn provisioned(machine: &Machine, _: &BootInfo, _: &str) -> Result<()> {
+    machine.wait_settled()?;
+    machine.sh("test -s /state/identity/machine-id && test -s /state/identity/device.key")?;
+    machine.sh("ssh-keygen -l -f /state/ssh/ssh_host_ed25519_key && findmnt /state && findmnt /data")?;
+    let status = machine.sh("rustiot provision status --json")?;
+    let status: serde_json::Value = serde_json::from_str(&status).context("provision status")?;
+    ensure!(status.get("ok") == Some(&true.into()), "provisioning is not content: {status}");
+    let of = |path: &str| machine.sh(&format!("df --output=size -B1 {path} | tail -1"));
+    let (data, disk) =
+        (of("/data")?, machine.sh("lsblk -bdno SIZE /dev/$(lsblk -no PKNAME $(findmnt -no SOURCE /data))")?);
+    let (data, disk): (u64, u64) = (data.trim().parse()?, disk.trim().parse()?);
+    ensure!(data > disk / 2, "data did not grow: {data} of {disk} bytes");
+    Ok(())
+}
+
+type Recorded = (PathBuf, WriteLog, Vec<Vars>);
+
+/// Lets `run` happen to a machine with a logged disk, then cuts its power.
+fn record(machine: Machine, run: &dyn Fn(&Machine) -> Result<()>) -> Result<Recorded> {
+    let dir = machine.dir().to_path_buf();
+    let (log_path, vars_path) = (dir.join("writes.log"), dir.join("vars.fd"));
+    let done = AtomicBool::new(false);
+    let (vars, end) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch_vars(&vars_path, &log_path, &done));
+        let end = run(&machine);
+        done.store(true, Ordering::Relaxed);
+        (watcher.join(), end)
+    });
+    end?;
+    let Ok(vars) = vars else { bail!("the watcher of the firmware's variables panicked") };
+    drop(machine.power_cut());
+    let log = WriteLog::open(&log_path)?;
+    ensure!(log.entries().iter().any(|entry| entry.flush), "the device never flushed its disk");
+    Ok((log_path, log, vars))
 }
 
 fn flatten(ctx: &Ctx, from: &Path, to: &Path) -> Result<()> {

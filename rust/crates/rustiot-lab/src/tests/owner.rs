@@ -1,11 +1,9 @@
-//! What the owner does to a device: configuration with mistakes, two devices from one image, power
-//! cuts in the first boot.
+//! What the owner does to a device: configuration with mistakes, two devices from one image.
 
 use crate::ctx::Ctx;
-use crate::device::{Device, HEALTHY};
+use crate::device::Device;
 use crate::runner::LabTest;
 use anyhow::{Result, ensure};
-use testbed::writelog::Random;
 
 pub(super) const TESTS: &[LabTest] = &[
     LabTest {
@@ -28,13 +26,6 @@ pub(super) const TESTS: &[LabTest] = &[
         promise: "Machine id, host name, device key and host keys of two devices from one image differ.",
         tags: &[],
         run: two_devices_from_one_image_are_different,
-    },
-    LabTest {
-        name: "a_first_boot_cut_again_and_again_finishes",
-        boards: &[],
-        promise: "Power cuts at any instant of the first boot end in a healthy device with all that the first boot makes.",
-        tags: &[],
-        run: a_first_boot_cut_again_and_again_finishes,
     },
 ];
 
@@ -88,30 +79,5 @@ fn two_devices_from_one_image_are_different(ctx: &mut Ctx) -> Result<()> {
     for (one, two) in first.iter().zip(&second) {
         ensure!(!one.is_empty() && one != two, "both have {one}");
     }
-    Ok(())
-}
-
-fn a_first_boot_cut_again_and_again_finishes(ctx: &mut Ctx) -> Result<()> {
-    let mut off = ctx.fresh(Some(ctx.fixtures.medium()))?;
-    let mut random = Random(0x5249_4f54);
-    // Where the first boot writes: each cut waits for one of these, then a few more lines.
-    for mark in
-        ["rustiot-init: ", "rustiot-provision", "rustiot-provision", "Reached target", "rustiot-provision"]
-    {
-        let machine = off.power_on()?;
-        machine.console().expect(mark, HEALTHY)?;
-        // A pause of random length is the point of the test, not a wait for something.
-        std::thread::sleep(std::time::Duration::from_millis(
-            u64::try_from(random.below(4000)).unwrap_or_default(),
-        ));
-        off = machine.power_cut();
-    }
-    let machine = off.power_on()?;
-    machine.wait_healthy()?;
-    machine.wait_settled()?;
-    machine.sh("test -s /state/identity/machine-id && test -s /state/identity/device.key")?;
-    machine.sh("test -s /state/ssh/ssh_host_ed25519_key && findmnt /state && findmnt /data")?;
-    let bytes: u64 = machine.sh("df --output=size -B1 /data | tail -1")?.trim().parse()?;
-    ensure!(bytes > ctx.fixtures.medium() / 2, "data did not grow: {bytes} bytes");
     Ok(())
 }

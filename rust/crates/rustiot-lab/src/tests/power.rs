@@ -1,29 +1,50 @@
-//! The power goes at any instant of an update, on a medium with a volatile write cache.
+//! The power goes at any instant of an update or of a first boot, on a medium with a volatile write cache.
 
 use crate::ctx::Ctx;
 use crate::cuts::{Cut, Recording};
 use crate::runner::LabTest;
 use anyhow::{Result, ensure};
 
-pub(super) const TESTS: &[LabTest] = &[LabTest {
-    name: "survives_power_cuts_at_any_instant_of_an_update",
-    boards: &[],
-    promise: "Wherever in an update the power goes, the device comes back healthy, wholly old or wholly new.",
-    tags: &[],
-    run: survives_power_cuts_at_any_instant_of_an_update,
-}];
+pub(super) const TESTS: &[LabTest] = &[
+    LabTest {
+        name: "survives_power_cuts_at_any_instant_of_an_update",
+        boards: &[],
+        promise: "Wherever in an update the power goes, the device comes back healthy, wholly old or wholly new.",
+        tags: &[],
+        run: survives_power_cuts_at_any_instant_of_an_update,
+    },
+    LabTest {
+        name: "a_first_boot_cut_at_each_step_finishes_at_the_next",
+        boards: &[],
+        promise: "Wherever in the first boot the power goes, the next one ends with all that a first boot makes.",
+        tags: &[],
+        run: a_first_boot_cut_at_each_step_finishes_at_the_next,
+    },
+];
 
 /// Cuts of one run; `rustiot lab power-cut` makes as many as one likes.
 const CUTS: usize = 25;
+/// Cuts of a first boot: one for each of its steps that write.
+const STEPS: usize = 10;
 /// Fixed, so that a failure can be had again.
 const SEED: u64 = 1;
 
 fn survives_power_cuts_at_any_instant_of_an_update(ctx: &mut Ctx) -> Result<()> {
-    let recording = Recording::make(ctx)?;
+    let recording = Recording::of_update(ctx)?;
     let cuts = recording.try_all(ctx, &recording.instants(CUTS, SEED), 2, &|_, _| {});
     let bad: Vec<&Cut> = cuts.iter().filter(|cut| cut.problem.is_some()).collect();
     ensure!(bad.is_empty(), "{} of {CUTS} cuts: {bad:?}", bad.len());
     let both = [crate::A.version, crate::B.version].map(|v| cuts.iter().any(|cut| cut.version == v));
     ensure!(both == [true; 2], "the cuts only ever met one release: old {}, new {}", both[0], both[1]);
+    Ok(())
+}
+
+fn a_first_boot_cut_at_each_step_finishes_at_the_next(ctx: &mut Ctx) -> Result<()> {
+    let recording = Recording::of_first_boot(ctx)?;
+    let instants = recording.before_flushes(STEPS, SEED);
+    ensure!(instants.len() == STEPS, "only {} flushes", instants.len());
+    let cuts = recording.try_all(ctx, &instants, 2, &|_, _| {});
+    let bad: Vec<&Cut> = cuts.iter().filter(|cut| cut.problem.is_some()).collect();
+    ensure!(bad.is_empty(), "{} of {STEPS} cuts: {bad:?}", bad.len());
     Ok(())
 }
