@@ -5,8 +5,10 @@ use crate::fixtures::{Fixtures, Release};
 use crate::lab::Lab;
 use anyhow::{Context, Result};
 use rustiot_board::Board;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use testbed::{Disk, FileServer, Machine, Off, Scratch, partition_start};
 
 /// A test's surroundings.
@@ -17,8 +19,26 @@ pub struct Ctx<'a> {
     pub board: &'a Board,
     /// Images, bundles and snapshots.
     pub fixtures: &'a Fixtures,
+    /// What the test counts besides its promise.
+    pub figures: Figures,
     dir: Scratch,
     machines: AtomicU32,
+}
+
+/// What a test counted, by name; its report carries it.
+#[derive(Debug, Clone, Default)]
+pub struct Figures(Arc<Mutex<BTreeMap<&'static str, u64>>>);
+
+impl Figures {
+    /// Keeps `value`; the first one of a name stays.
+    pub fn note(&self, name: &'static str, value: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_insert(value);
+    }
+
+    /// Everything that was noted.
+    pub fn all(&self) -> BTreeMap<&'static str, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// The error of a test that this machine cannot run; it is counted as skipped.
@@ -40,7 +60,7 @@ impl<'a> Ctx<'a> {
     /// A test's surroundings with a directory of their own.
     pub fn new(lab: &'a Lab, board: &'a Board, fixtures: &'a Fixtures) -> Result<Self> {
         let dir = lab.scratch("t")?;
-        Ok(Ctx { lab, board, fixtures, dir, machines: AtomicU32::new(0) })
+        Ok(Ctx { lab, board, fixtures, figures: Figures::default(), dir, machines: AtomicU32::new(0) })
     }
 
     /// The test's own directory.
@@ -154,4 +174,17 @@ impl<'a> Ctx<'a> {
 
 fn is_write_log(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == "writes.log")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_figure_of_a_name_stays() {
+        let figures = Figures::default();
+        figures.clone().note("failed_boots", 1);
+        figures.note("failed_boots", 3);
+        assert_eq!(figures.all().get("failed_boots"), Some(&1));
+    }
 }

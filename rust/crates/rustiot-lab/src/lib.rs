@@ -15,7 +15,7 @@ mod lab;
 mod runner;
 pub mod tests;
 
-pub use ctx::{Ctx, Skip};
+pub use ctx::{Ctx, Figures, Skip};
 pub use device::{BootInfo, COMMAND, Device, HEALTHY, boot_of};
 pub use fixtures::{A, B, File, Fixtures, Release};
 pub use lab::Lab;

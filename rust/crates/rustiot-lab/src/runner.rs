@@ -1,6 +1,6 @@
 //! The registry of guarantees and the scheduler that tests them, several machines side by side.
 
-use crate::ctx::{Ctx, Skip};
+use crate::ctx::{Ctx, Figures, Skip};
 use crate::fixtures::Fixtures;
 use crate::lab::Lab;
 use anyhow::Result;
@@ -66,6 +66,9 @@ pub struct Report {
     pub outcome: Outcome,
     /// How long it took, milliseconds.
     pub milliseconds: u128,
+    /// What it counted.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub figures: BTreeMap<&'static str, u64>,
 }
 
 /// The tests that are to be run: those on `boards`, `only` the ones whose `board/name` contains a
@@ -125,18 +128,28 @@ pub fn run(
 fn one(lab: &Lab, fixtures: &Fixtures, test: &LabTest, board: &Board) -> Report {
     let began = Instant::now();
     let logs = lab.test_logs().join(&board.name).join(test.name);
-    let outcome = match attempt(lab, fixtures, test, board, &logs) {
+    let figures = Figures::default();
+    let outcome = match attempt(lab, fixtures, test, board, &figures, &logs) {
         Ok(()) => Outcome::Passed,
         Err(error) => match error.downcast_ref::<Skip>() {
             Some(Skip(why)) => Outcome::Skipped { why: why.clone() },
             None => Outcome::Failed { why: format!("{error:#}"), logs },
         },
     };
-    Report { id: id(test, board), outcome, milliseconds: began.elapsed().as_millis() }
+    let milliseconds = began.elapsed().as_millis();
+    Report { id: id(test, board), outcome, milliseconds, figures: figures.all() }
 }
 
-fn attempt(lab: &Lab, fixtures: &Fixtures, test: &LabTest, board: &Board, logs: &PathBuf) -> Result<()> {
+fn attempt(
+    lab: &Lab,
+    fixtures: &Fixtures,
+    test: &LabTest,
+    board: &Board,
+    figures: &Figures,
+    logs: &PathBuf,
+) -> Result<()> {
     let mut ctx = Ctx::new(lab, board, fixtures)?;
+    ctx.figures = figures.clone();
     let run = std::panic::AssertUnwindSafe(|| (test.run)(&mut ctx));
     let result = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -201,7 +214,7 @@ mod tests {
     #[test]
     fn a_failure_says_where_its_logs_are() {
         let outcome = Outcome::Failed { why: "no boot".into(), logs: "build/x".into() };
-        let report = Report { id: "b/t".into(), outcome, milliseconds: 1500 };
+        let report = Report { id: "b/t".into(), outcome, milliseconds: 1500, figures: BTreeMap::new() };
         assert_eq!(report.line(), "FAILED     1.5 s  b/t\n    no boot\n    logs: build/x");
     }
 }

@@ -29,6 +29,12 @@ pub fn all() -> Vec<LabTest> {
     .concat()
 }
 
+/// The tests of releases that fail their trial, one a failure class; each notes `failed_boots`, `watchdog_periods` and
+/// `seconds`.
+pub fn trials() -> Vec<LabTest> {
+    trials::TESTS.to_vec()
+}
+
 #[cfg(test)]
 mod names {
     use super::*;

@@ -1,7 +1,7 @@
 //! A release that fails its trial, in every way that we can think of: the old slot comes back by
 //! itself, after one boot and at most one watchdog period, and says why.
 
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, Figures};
 use crate::device::{BootInfo, Device, HEALTHY};
 use crate::fixtures::{B, File, Release};
 use crate::runner::LabTest;
@@ -134,6 +134,9 @@ struct Trial {
     machine: Machine,
     before: BootInfo,
     number: u64,
+    /// In QEMU's events: all that come after it belong to the trial.
+    mark: usize,
+    figures: Figures,
 }
 
 impl Trial {
@@ -148,9 +151,10 @@ impl Trial {
         let number =
             machine.ledger()?.last_boot().map(|boot| boot.number).context("no boot in the ledger")?;
         let server = ctx.serve(&[release])?;
+        let mark = machine.mark();
         let output = machine.install(&server.guest_url(&format!("{}.raucb", release.name)))?;
         ensure!(output.ok(), "the install ended with {}: {}{}", output.status, output.stdout, output.stderr);
-        Ok(Trial { machine, before, number })
+        Ok(Trial { machine, before, number, mark, figures: ctx.figures.clone() })
     }
 
     /// Waits for the old slot to be back and healthy; what the ledger says then.
@@ -162,9 +166,24 @@ impl Trial {
                 && boot.slot == self.before.slot
                 && machine.run(healthy, crate::COMMAND)?.ok())
         })?;
+        self.count();
         let record = self.machine.ledger()?;
         ensure!(record.committed == self.before.slot, "slot {} was committed", record.committed);
         Ok(record)
+    }
+
+    /// Notes what the way back took, as QEMU saw it: the first reset leads into the trial, each further one out of a
+    /// boot that failed.
+    fn count(&self) {
+        let events = self.machine.events(self.mark);
+        let resets: Vec<_> = events.iter().filter(|event| event.name == "RESET").collect();
+        let fired = events.iter().filter(|event| event.name == "WATCHDOG").count();
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        self.figures.note("failed_boots", count(resets.len().saturating_sub(1)));
+        self.figures.note("watchdog_periods", count(fired));
+        if let (Some(into), Some(out)) = (resets.first(), resets.last()) {
+            self.figures.note("seconds", out.at.saturating_sub(into.at).as_secs());
+        }
     }
 
     /// The old slot is back after the one failed boot, which left `reset` behind; boots that
