@@ -1,7 +1,8 @@
 //! `image build`, `bundle`, `keys`: thin over `rustiot-image`.
 
 use crate::args;
-use crate::fail::Done;
+use crate::fail::{Done, Fail, Why};
+use anyhow::anyhow;
 use rustiot_image::keys::Signer;
 use rustiot_image::{BundleRequest, Context, DiskRequest, Image, Plain, Request, Toolbox};
 use serde_json::json;
@@ -11,32 +12,38 @@ fn dev_keys(context: &Context) -> PathBuf {
     context.repo().join("keys")
 }
 
-fn release(context: &Context, toolbox: &Toolbox, args: &args::Release) -> anyhow::Result<Image> {
-    let keyring = match &args.keyring {
-        Some(keyring) => keyring.clone(),
-        None => rustiot_image::keys::development(toolbox, &dev_keys(context))?.keyring,
-    };
-    let mut request = Request::new(&args.board.board, &args.version, keyring);
+/// Builds what was asked for. A wrong request is answered before anything is built for it.
+fn release(context: &Context, args: &args::Release) -> Result<(Toolbox, Image), Fail> {
+    let mut request =
+        Request::new(&args.board.board, &args.version, args.keyring.clone().unwrap_or_default());
     request.floor = args.floor.clone();
     request.dev = !args.production;
     request.overlay = args.overlay.clone();
-    Ok(rustiot_image::build(context, toolbox, &request, &Plain)?)
+    rustiot_image::check(context, &request)?;
+    if let Some(keyring) = args.keyring.as_ref().filter(|file| !file.is_file()) {
+        return Err(Fail::usage(format!("there is no keyring {}: name a PEM file", keyring.display())));
+    }
+    let toolbox = Toolbox::ensure(context, &Plain)?;
+    if args.keyring.is_none() {
+        request.keyring = rustiot_image::keys::development(&toolbox, &dev_keys(context))?.keyring;
+    }
+    let image = rustiot_image::build(context, &toolbox, &request, &Plain)?;
+    Ok((toolbox, image))
+}
+
+/// A file that a person named.
+fn text(file: &Path) -> Result<String, Fail> {
+    std::fs::read_to_string(file)
+        .map_err(|e| Fail::new(Why::Usage, anyhow!(e).context(format!("cannot read {}", file.display()))))
 }
 
 /// `rustiot image build`.
 pub fn image(context: &Context, args: &args::Build) -> Done {
-    let toolbox = Toolbox::ensure(context, &Plain)?;
-    let image = release(context, &toolbox, &args.release)?;
+    let config = args.config.as_deref().map(text).transpose()?;
+    let (toolbox, image) = release(context, &args.release)?;
     let out = args.out.clone().unwrap_or_else(|| context.repo().join("build"));
     let name = format!("rustiot-{}-{}", image.board.name, image.version);
     let path = out.join(format!("{name}.img"));
-    let config = match &args.config {
-        Some(file) => Some(
-            std::fs::read_to_string(file)
-                .map_err(|e| anyhow::Error::from(e).context(format!("cannot read {}", file.display())))?,
-        ),
-        None => None,
-    };
     let request = DiskRequest { config, both_slots: false };
     std::fs::create_dir_all(&out)?;
     rustiot_image::disk(context, &toolbox, &image, &request, &path, &Plain)?;
@@ -54,8 +61,7 @@ pub fn image(context: &Context, args: &args::Build) -> Done {
 
 /// `rustiot bundle`.
 pub fn bundle(context: &Context, args: &args::Bundle) -> Done {
-    let toolbox = Toolbox::ensure(context, &Plain)?;
-    let image = release(context, &toolbox, &args.release)?;
+    let (toolbox, image) = release(context, &args.release)?;
     let signer = match (&args.cert, &args.key, &args.release.keyring) {
         (Some(cert), Some(key), Some(keyring)) => Signer {
             cert: cert.clone(),

@@ -62,7 +62,7 @@ impl<E: Into<anyhow::Error>> From<E> for Fail {
         let error = error.into();
         let why = match error.downcast_ref::<rustiot_image::Error>() {
             Some(rustiot_image::Error::Refused { .. }) => Why::Refused,
-            Some(rustiot_image::Error::Board(_)) => Why::Usage,
+            Some(rustiot_image::Error::Board(_) | rustiot_image::Error::Request { .. }) => Why::Usage,
             _ => Why::Failed,
         };
         Fail { why, error }

@@ -51,7 +51,8 @@ impl Extent {
 
 /// `rustiot flash`.
 pub fn run(image: &Path, device: &Path, yes: bool, json: bool) -> Done {
-    let source = File::open(image).with_context(|| format!("cannot open {}", image.display()))?;
+    let source = File::open(image)
+        .map_err(|e| Fail::new(Why::Usage, anyhow!(e).context(format!("cannot open {}", image.display()))))?;
     let size = source.metadata().context("cannot read the image's size")?.len();
     if size < HEAD {
         return Err(Fail::usage(format!("{} is no disk image: it is too small", image.display())));

@@ -40,7 +40,7 @@ impl Base {
         let packages = Packages::load(&list)?;
         let key = Key::new("base 1").file(&list)?.text(arch.debian()).text(if dev { "dev" } else { "" });
         let title = format!("base packages ({})", arch.debian());
-        let dir = stage(ctx, progress, ("base", &title), &key.finish(), |work| {
+        let dir = stage(ctx, progress, ("base", &title, 1 << 30), &key.finish(), |work| {
             create(ctx, toolbox, &packages, arch, dev, work, progress)
         })?;
         Ok(Base { dir })

@@ -3,7 +3,8 @@
 //! removes.
 
 use crate::context::{Context, Progress};
-use crate::error::{At, Error};
+use crate::error::{At, Error, refused};
+use rustiot_board::Size;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -80,7 +81,7 @@ pub(crate) fn sorted(dir: &Path) -> Result<Vec<(std::ffi::OsString, PathBuf)>, E
 pub(crate) fn stage(
     ctx: &Context,
     progress: &dyn Progress,
-    (kind, title): (&str, &str),
+    (kind, title, room): (&str, &str, u64),
     key: &str,
     build: impl FnOnce(&Path) -> Result<(), Error>,
 ) -> Result<PathBuf, Error> {
@@ -102,12 +103,29 @@ pub(crate) fn stage(
     progress.begin(title);
     let work = shelf.join(format!(".{key}.work"));
     remove(&work)?;
+    require_room(&shelf, room, title)?;
     fs::create_dir(&work).at("create", &work)?;
     build(&work)?;
     publish(&work, &done)?;
     prune(&shelf, &done)?;
     progress.end(title, started.elapsed(), false);
     Ok(done)
+}
+
+/// Says before a long build what would end it: less than `room` bytes free where it puts its result.
+fn require_room(shelf: &Path, room: u64, title: &str) -> Result<(), Error> {
+    let stat = nix::sys::statvfs::statvfs(shelf)
+        .map_err(std::io::Error::from)
+        .at("read the free space of", shelf)?;
+    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+    if free >= room {
+        return Ok(());
+    }
+    let (needs, has) = (Size::from_bytes(room), Size::from_bytes(free));
+    Err(refused(
+        format!("{title} needs {needs} of free space, {} has {has}", shelf.display()),
+        "remove something, or name another place for the cache in RUSTIOT_CACHE",
+    ))
 }
 
 #[expect(clippy::disallowed_methods, reason = "a cache: what a power cut takes is built again")]
@@ -172,20 +190,33 @@ mod tests {
     fn a_result_is_built_once_and_a_failed_build_leaves_none() {
         let dir = tempfile::tempdir().unwrap();
         let ctx = context(dir.path());
-        let fails = stage(&ctx, &Silent, ("kind", "title"), "k", |work| {
+        let fails = stage(&ctx, &Silent, ("kind", "title", 0), "k", |work| {
             write(&work.join("half"), "x")?;
             Err(crate::error::refused("no", "yes"))
         });
         assert!(fails.is_err());
         assert!(!dir.path().join("kind/k").exists());
-        let made = stage(&ctx, &Silent, ("kind", "title"), "k", |work| {
+        let made = stage(&ctx, &Silent, ("kind", "title", 0), "k", |work| {
             assert!(!work.join("half").exists(), "leftovers are gone");
             write(&work.join("whole"), "x")
         });
         let made = made.unwrap();
         assert!(made.join("whole").is_file());
-        let again = stage(&ctx, &Silent, ("kind", "title"), "k", |_| panic!("built twice")).unwrap();
+        let again = stage(&ctx, &Silent, ("kind", "title", 0), "k", |_| panic!("built twice")).unwrap();
         assert_eq!(made, again);
+    }
+
+    #[test]
+    fn a_build_that_finds_no_room_is_refused_before_it_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let ctx = context(dir.path());
+        let error =
+            stage(&ctx, &Silent, ("kind", "a big thing", u64::MAX), "k", |_| panic!("began")).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::Refused { .. }), "{text}");
+        for words in ["a big thing needs", "free space", &dir.path().display().to_string(), "RUSTIOT_CACHE"] {
+            assert!(text.contains(words), "{text}");
+        }
     }
 
     #[test]
@@ -198,7 +229,7 @@ mod tests {
         }
         let lock = File::create(shelf.join(".running.lock")).unwrap();
         lock.lock().unwrap();
-        stage(&ctx, &Silent, ("kind", "title"), "k", |_| Ok(())).unwrap();
+        stage(&ctx, &Silent, ("kind", "title", 0), "k", |_| Ok(())).unwrap();
         assert!(!shelf.join(".cut.work").exists());
         assert!(shelf.join(".running.work").exists());
     }

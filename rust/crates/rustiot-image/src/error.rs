@@ -61,6 +61,14 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
+    /// A request that is wrong in itself.
+    #[error("{problem}; {remedy}")]
+    Request {
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: String,
+    },
     /// A request that cannot be carried out as it stands.
     #[error("{problem}; {remedy}")]
     Refused {
@@ -93,6 +101,10 @@ impl<T> At<T> for io::Result<T> {
 
 pub(crate) fn refused(problem: impl Into<String>, remedy: impl Into<String>) -> Error {
     Error::Refused { problem: problem.into(), remedy: remedy.into() }
+}
+
+pub(crate) fn wrong(problem: impl Into<String>, remedy: impl Into<String>) -> Error {
+    Error::Request { problem: problem.into(), remedy: remedy.into() }
 }
 
 pub(crate) fn content(path: impl AsRef<Path>, problem: impl Into<String>) -> Error {

@@ -3,7 +3,7 @@
 use crate::base::{Base, write_json};
 use crate::cache::{Key, stage};
 use crate::context::{Context, Progress, Silent, step};
-use crate::error::{At, Error, content, refused};
+use crate::error::{At, Error, content, wrong};
 use crate::initramfs::{self, Init};
 use crate::programs::{self, Programs};
 use crate::root::{self, Inputs, Verity};
@@ -104,6 +104,23 @@ impl Image {
     }
 }
 
+/// Whether `request` makes sense, before anything is built for it: the board it names.
+///
+/// # Errors
+/// The board is unknown or its file wrong, a version is none, or a file that it names is not there.
+pub fn check(ctx: &Context, request: &Request) -> Result<Board, Error> {
+    let board = board(ctx, &request.board)?;
+    check_version(&request.version)?;
+    request.floor.as_deref().map_or(Ok(()), check_version)?;
+    if let Some(overlay) = request.overlay.as_ref().filter(|dir| !dir.is_dir()) {
+        return Err(wrong(
+            format!("{} is no directory", overlay.display()),
+            "name one whose files are to be laid over the root",
+        ));
+    }
+    Ok(board)
+}
+
 /// Builds a release. Everything is kept in the cache: the second build of the same takes a moment.
 ///
 /// # Errors
@@ -114,9 +131,8 @@ pub fn build(
     request: &Request,
     progress: &dyn Progress,
 ) -> Result<Image, Error> {
-    let board = board(ctx, &request.board)?;
+    let board = check(ctx, request)?;
     let layout = Layout::load(&ctx.conf("layout.toml"))?;
-    check_version(&request.version)?;
     let programs = programs::build(ctx, toolbox, board.arch, progress)?;
     let device_binary = budget(
         "device programs",
@@ -157,7 +173,9 @@ pub fn build(
         cmdline: &cmdline,
         request,
     };
-    let dir = stage(ctx, progress, ("boot", &title), &key.finish(), |work| make.run(&root.verity, work))?;
+    let dir = stage(ctx, progress, ("boot", &title, 200 << 20), &key.finish(), |work| {
+        make.run(&root.verity, work)
+    })?;
     let initramfs = dir.join("initramfs.cpio");
     let boot = dir.join("boot.img");
     let sizes = Sizes {
@@ -268,7 +286,7 @@ pub fn verify(
 pub fn board(ctx: &Context, name: &str) -> Result<Board, Error> {
     let known = boards(ctx)?;
     if !known.iter().any(|k| k == name) {
-        return Err(refused(
+        return Err(wrong(
             format!("there is no board `{name}`"),
             format!("choose one of: {}", known.join(", ")),
         ));
@@ -289,7 +307,7 @@ pub fn boards(ctx: &Context) -> Result<Vec<String>, Error> {
 fn check_version(version: &str) -> Result<(), Error> {
     semver::Version::parse(version)
         .map(|_| ())
-        .map_err(|e| refused(format!("`{version}` is no version: {e}"), "write it like 1.4.0 or 1.4.0-rc.1"))
+        .map_err(|e| wrong(format!("`{version}` is no version: {e}"), "write it like 1.4.0 or 1.4.0-rc.1"))
 }
 
 fn budget(what: &str, file: &Path, limit: Size, key: &str, board: &Board) -> Result<u64, Error> {

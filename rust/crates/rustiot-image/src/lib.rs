@@ -37,7 +37,7 @@ pub use bundle::{BundleRequest, bundle};
 pub use context::{Context, Plain, Progress, Silent};
 pub use disk::{DiskRequest, Place, check_medium, disk, lint, places};
 pub use error::Error;
-pub use image::{Image, Request, Sizes, board, boards, build, verify, write_manifest};
+pub use image::{Image, Request, Sizes, board, boards, build, check, verify, write_manifest};
 pub use initramfs::Init;
 pub use programs::Programs;
 pub use root::{PackageSize, Verity};

@@ -44,7 +44,7 @@ pub fn build(
         }
     }
     let title = format!("device programs ({})", arch.debian());
-    let dir = stage(ctx, progress, ("programs", &title), &key.finish(), |work| {
+    let dir = stage(ctx, progress, ("programs", &title, 2 << 30), &key.finish(), |work| {
         fetch(&rust, arch, progress)?;
         for (package, binary, is_static) in
             [("rustiot-device", "rustiot", false), ("rustiot-init", "rustiot-init", true)]

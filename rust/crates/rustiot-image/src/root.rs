@@ -105,7 +105,8 @@ impl Inputs<'_> {
             key = key.tree(overlay)?;
         }
         let title = format!("root {} ({})", self.request.version, self.board.name);
-        let dir = stage(self.ctx, progress, ("root", &title), &key.finish(), |work| self.create(work))?;
+        let dir =
+            stage(self.ctx, progress, ("root", &title, 500 << 20), &key.finish(), |work| self.create(work))?;
         Ok(Root {
             image: dir.join("root.img"),
             verity: read_json(&dir.join("verity.json"))?,

@@ -50,7 +50,7 @@ impl Toolbox {
         }
         let packages = Packages::load(&ctx.conf("lab/packages.toml"))?;
         let key = Key::new("toolbox 1").text(&packages.suite).text(&packages.toolbox.packages.join(","));
-        let title = ("toolbox", "toolbox (Debian chroot with all tools)");
+        let title = ("toolbox", "toolbox (Debian chroot with all tools)", 3 << 30);
         let dir = stage(ctx, progress, title, &key.finish(), |work| create(&packages, work, progress))?;
         Ok(Toolbox {
             root: dir.join("root"),

@@ -51,4 +51,20 @@ mod names {
             assert!(test.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
         }
     }
+
+    #[test]
+    fn the_page_of_guarantees_names_every_test_and_no_other() {
+        let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../docs/guarantees.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let rows: Vec<&str> = page.lines().filter(|line| line.starts_with('|')).collect();
+        for test in all() {
+            let name = format!("`{}`", test.name);
+            assert!(rows.iter().any(|row| row.contains(&name)), "{name} is not in the page");
+        }
+        for row in rows {
+            for name in row.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() > 2) {
+                assert!(all().iter().any(|test| test.name == name), "there is no test `{name}`");
+            }
+        }
+    }
 }
