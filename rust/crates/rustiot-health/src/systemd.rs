@@ -68,6 +68,14 @@ impl Systemd {
         self.manager("ListUnitsFiltered", &(["failed"].as_slice(),)).await
     }
 
+    /// All units that are on their way up and not there yet.
+    ///
+    /// # Errors
+    /// D-Bus.
+    pub async fn starting_units(&self) -> zbus::Result<Vec<Unit>> {
+        self.manager("ListUnitsFiltered", &(["activating"].as_slice(),)).await
+    }
+
     /// What a unit wants or requires.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use rustiot_boot::{Event, Record};
 use rustiot_config::{Settings, UpdateReboot};
+use rustiot_liveness::{Client, Name};
 use rustiot_slots::{LoaderConfig, Paths, SlotShell, read_record};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
@@ -37,6 +38,9 @@ const BOARD: &str = "/usr/lib/rustiot/board.toml";
 pub const STATUS_FILE: &str = "/run/rustiot/update.json";
 /// Time between the announcement of a restart and the restart.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Longer silence of this process counts as hung. More than one write to a slow medium takes.
+const ALIVE_WITHIN: Duration = Duration::from_secs(600);
 
 /// `release.json` as far as it matters here.
 #[derive(Debug, Deserialize)]
@@ -179,8 +183,20 @@ async fn serve() -> anyhow::Result<()> {
         () = engine.run(orders) => Ok(()),
         result = dbus::announce(&connection, status.clone()) => result.context("system bus"),
         () = show(status) => Ok(()),
+        () = live() => Ok(()),
         () = lost => anyhow::bail!("the system bus is gone"),
         _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Tells the watchdog that the one thread of this process still turns: everything here shares it.
+async fn live() {
+    let mut watchdog = Name::new("update").ok().map(|name| Client::new(name, ALIVE_WITHIN));
+    loop {
+        if let Some(watchdog) = &mut watchdog {
+            watchdog.alive();
+        }
+        tokio::time::sleep(ALIVE_WITHIN / 6).await;
     }
 }
 

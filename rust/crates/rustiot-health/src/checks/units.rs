@@ -11,6 +11,9 @@ use crate::systemd::{Systemd, Unit};
 /// The unit whose dependencies are the list.
 pub const LIST: &str = "rustiot-required.target";
 
+/// The unit that the gate runs in.
+const OURSELVES: &str = "rustiot-health.service";
+
 /// Remembers how often each required service had been restarted at the last look.
 #[derive(Debug, Default)]
 pub struct Units {
@@ -49,6 +52,15 @@ impl Units {
                     failed.push(format!("{} restarted ({now} times by now)", unit.name));
                 }
             }
+        }
+        if pending.iter().any(|why| why.contains(".target ")) {
+            // A target waits for others: name them, but for the gate, which waits for the target.
+            let starting = systemd.starting_units().await?.into_iter().map(|unit| unit.name);
+            pending.extend(
+                starting
+                    .filter(|name| name != OURSELVES && !names.contains(name))
+                    .map(|n| format!("{n} is starting")),
+            );
         }
         Ok(if !failed.is_empty() {
             Verdict::Fail(failed.join(", "))
@@ -143,6 +155,19 @@ mod tests {
             units[0] = ("a.service", "loaded", active, sub);
             assert_eq!(look(&units, &[]).await, expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_target_that_is_not_reached_is_told_with_what_it_waits_for() {
+        let mut units = table();
+        units[1] = ("b.service", "loaded", "active", "running");
+        units.push(("multi-user.target", "loaded", "inactive", "dead"));
+        units.push(("slow.service", "loaded", "activating", "start"));
+        units.push((OURSELVES, "loaded", "activating", "start"));
+        assert_eq!(
+            look(&units, &["multi-user.target"]).await,
+            Verdict::Pending("multi-user.target has not been started, slow.service is starting".into())
+        );
     }
 
     #[tokio::test]
