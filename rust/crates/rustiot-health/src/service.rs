@@ -91,9 +91,13 @@ pub async fn run() -> anyhow::Result<()> {
         return Ok(());
     }
     loop {
-        let pause = service.round().await;
+        let round = async {
+            let pause = service.round().await;
+            sleep(pause).await;
+        };
+        // Everything that a round does may be cut short and done again.
         tokio::select! {
-            () = sleep(pause) => {}
+            () = round => {}
             _ = term.recv() => return Ok(()),
         }
     }

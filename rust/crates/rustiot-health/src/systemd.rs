@@ -95,12 +95,16 @@ impl Systemd {
         self.property(unit, "org.freedesktop.systemd1.Service", "NRestarts").await
     }
 
-    /// An orderly reboot.
+    /// An orderly reboot: all units are stopped first. (The manager's own `Reboot` stops none, see
+    /// org.freedesktop.systemd1(5).)
     ///
     /// # Errors
     /// D-Bus.
     pub async fn reboot(&self) -> zbus::Result<()> {
-        self.manager("Reboot", &()).await
+        let job: OwnedObjectPath =
+            self.manager("StartUnit", &("reboot.target", "replace-irreversibly")).await?;
+        drop(job);
+        Ok(())
     }
 
     async fn manager<B, R>(&self, method: &str, body: &B) -> zbus::Result<R>
@@ -123,5 +127,21 @@ impl Systemd {
             .await?;
         let value: OwnedValue = reply.body().deserialize()?;
         T::try_from(value).map_err(Into::into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{FakeSystemd, serve};
+    use std::sync::atomic::Ordering;
+
+    #[tokio::test]
+    async fn a_reboot_stops_all_units_first() {
+        let fake = FakeSystemd::new(&[], &[]);
+        let reboots = fake.reboots.clone();
+        let (_server, client) = serve(fake).await;
+        Systemd::peer(client).reboot().await.unwrap();
+        assert_eq!(reboots.load(Ordering::Relaxed), 1);
     }
 }

@@ -63,8 +63,11 @@ impl FakeSystemd {
         self.units.iter().filter(wanted).map(|u| listed(u.0, u.1, u.2, u.3)).collect()
     }
 
-    fn reboot(&self) {
-        self.reboots.fetch_add(1, Ordering::Relaxed);
+    fn start_unit(&self, name: String, mode: String) -> OwnedObjectPath {
+        if (name.as_str(), mode.as_str()) == ("reboot.target", "replace-irreversibly") {
+            self.reboots.fetch_add(1, Ordering::Relaxed);
+        }
+        path("/org/freedesktop/systemd1/job/1")
     }
 }
 

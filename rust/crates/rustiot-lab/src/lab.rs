@@ -100,10 +100,13 @@ impl Lab {
         Ok(keys::ssh_key(&self.toolbox, &self.keys())?)
     }
 
-    /// The `rustiot.toml` of lab machines: our key, and no longer to settle and soak than it takes.
+    /// The `rustiot.toml` of lab machines: our key, and no longer to settle, soak and
+    /// wait than it takes on a slow machine.
     pub fn config(&self) -> Result<String> {
         let key = self.ssh_key()?.public;
-        Ok(format!("[ssh]\nauthorized_keys = [\"{key}\"]\n[health]\nsettle = \"2s\"\nsoak = \"5s\"\n"))
+        Ok(format!(
+            "[ssh]\nauthorized_keys = [\"{key}\"]\n[health]\nsettle = \"2s\"\nsoak = \"5s\"\ndeadline = \"3m\"\n"
+        ))
     }
 
     /// Puts `config` as `rustiot.toml` on the config partition of the raw image `disk`: what a
