@@ -1,0 +1,77 @@
+#
+# Copyright RustIoT OS contributors
+#
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+# Builds programs of the Cargo workspace in this repository: sources from the tree itself, crates from its Cargo.lock,
+# which is the one list of them (docs/decisions/0021-crates-from-the-lock-file.md).
+#
+# RUSTIOT_PACKAGES   members of the workspace to build
+# RUSTIOT_BUDGETS    program:key pairs; a stripped program over the board's budget sizes.<key> fails the build
+
+inherit cargo pkgconfig rustiot_board
+
+LICENSE = "MIT | Apache-2.0"
+LIC_FILES_CHKSUM = " \
+    file://${COREBASE}/meta/files/common-licenses/MIT;md5=0835ade698e0bcf8506ecda2f7b4f302 \
+    file://${COREBASE}/meta/files/common-licenses/Apache-2.0;md5=89aea4e17d99a7cacdbeed46a0096b10 \
+"
+PV = "${RUSTIOT_VERSION}"
+
+RUSTIOT_PACKAGES ?= "${PN}"
+RUSTIOT_BUDGETS ?= ""
+RUSTIOT_CARGO_LOCK ?= "${RUSTIOT_WORKSPACE}/Cargo.lock"
+
+# Named one by one: a build directory of cargo beside them must not become a source.
+FILESEXTRAPATHS:prepend := "${RUSTIOT_WORKSPACE}:"
+SRC_URI = " \
+    file://Cargo.toml;subdir=rust \
+    file://Cargo.lock;subdir=rust \
+    file://crates;subdir=rust \
+    file://testbed;subdir=rust \
+"
+S = "${UNPACKDIR}/rust"
+
+CARGO_BUILD_FLAGS += "${@' '.join('--package ' + p for p in d.getVar('RUSTIOT_PACKAGES').split())}"
+
+python () {
+    lock = d.getVar("RUSTIOT_CARGO_LOCK")
+    bb.parse.mark_dependency(d, lock)
+    try:
+        with open(lock, encoding="utf-8") as file:
+            text = file.read()
+        crates = rustiot.crates.parse(text, lock)
+        workspace = d.getVar("RUSTIOT_WORKSPACE")
+        members = {}
+        for package in d.getVar("RUSTIOT_PACKAGES").split():
+            members[package] = os.path.join(workspace, "crates", package, "Cargo.toml")
+            if not os.path.isfile(members[package]):
+                raise rustiot.problem.Problem("RUSTIOT_PACKAGES: the workspace has no crate `%s`" % package)
+        stale = rustiot.crates.stale(text, members)
+        if stale:
+            raise rustiot.problem.Problem("%s does not know %s; run: cargo check" % (lock, ", ".join(stale)))
+    except OSError as error:
+        raise bb.parse.SkipRecipe("cannot read %s: %s; it is part of the repository" % (lock, error.strerror))
+    except rustiot.problem.Problem as problem:
+        raise bb.parse.SkipRecipe(str(problem))
+    d.appendVar("SRC_URI", " " + " ".join(rustiot.crates.uris(crates)))
+    for name, checksum in rustiot.crates.checksums(crates).items():
+        d.setVarFlag("SRC_URI", name, checksum)
+}
+
+python rustiot_check_budgets () {
+    import subprocess
+    import tempfile
+
+    board = rustiot.adapters.board(d)
+    path = d.getVar("RUSTIOT_BOARD_FILE")
+    for budget in d.getVar("RUSTIOT_BUDGETS").split():
+        program, key = budget.split(":")
+        with tempfile.NamedTemporaryFile() as stripped:
+            installed = d.getVar("D") + program
+            subprocess.run([d.getVar("STRIP"), "--strip-all", "-o", stripped.name, installed], check=True)
+            size = os.stat(stripped.name).st_size
+        bb.note(rustiot_try(d, rustiot.boards.budget, board, key, size, program, path))
+}
+do_install[postfuncs] += "rustiot_check_budgets"
+do_install[vardeps] += "RUSTIOT_BUDGETS RUSTIOT_BOARD_CHECKSUM"

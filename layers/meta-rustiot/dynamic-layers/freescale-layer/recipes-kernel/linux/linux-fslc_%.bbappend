@@ -1,0 +1,1 @@
+require ${@'recipes-kernel/linux/rustiot-kernel.inc' if d.getVar('DISTRO') == 'rustiot' else ''}

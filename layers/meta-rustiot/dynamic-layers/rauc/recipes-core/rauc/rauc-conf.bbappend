@@ -1,0 +1,1 @@
+require ${@'rauc-conf-rustiot.inc' if d.getVar('DISTRO') == 'rustiot' else ''}

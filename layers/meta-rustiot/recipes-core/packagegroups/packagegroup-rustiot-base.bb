@@ -1,0 +1,35 @@
+SUMMARY = "What a RustIoT root consists of"
+DESCRIPTION = "The product's packages. Each has its reason in docs/yocto.md, What is in the image."
+HOMEPAGE = "https://rustiot.org"
+
+PACKAGE_ARCH = "${MACHINE_ARCH}"
+
+inherit packagegroup
+
+RDEPENDS:${PN} = " \
+    base-files \
+    base-passwd \
+    busybox \
+    ca-certificates \
+    dbus \
+    libnss-myhostname \
+    libnss-resolve \
+    libnss-systemd \
+    netbase \
+    openssh-sshd \
+    rauc \
+    rauc-service \
+    rustiot-device \
+    rustiot-rootfs \
+    systemd \
+    systemd-networkd \
+    systemd-udev-rules \
+    tzdata-core \
+    udev \
+    util-linux-mount \
+    ${@bb.utils.contains('DISTRO_FEATURES', 'wifi', 'iwd wireless-regdb-static', '', d)} \
+    ${MACHINE_ESSENTIAL_EXTRA_RDEPENDS} \
+"
+# The engine's rules; from a layer that not every build has.
+RDEPENDS:${PN} += "${@bb.utils.contains('BBFILE_COLLECTIONS', 'networking-layer', 'nftables', '', d)}"
+RRECOMMENDS:${PN} = "${MACHINE_ESSENTIAL_EXTRA_RRECOMMENDS}"

@@ -1,0 +1,81 @@
+SUMMARY = "Units, policies and configuration of a RustIoT root"
+DESCRIPTION = "conf/rootfs verbatim, as the lab image has it, and what is made for the board: its file and the disk \
+               layout, the release, the trust anchors and RAUC's configuration."
+HOMEPAGE = "https://rustiot.org"
+SECTION = "base"
+LICENSE = "MIT | Apache-2.0"
+LIC_FILES_CHKSUM = " \
+    file://${COREBASE}/meta/files/common-licenses/MIT;md5=0835ade698e0bcf8506ecda2f7b4f302 \
+    file://${COREBASE}/meta/files/common-licenses/Apache-2.0;md5=89aea4e17d99a7cacdbeed46a0096b10 \
+"
+PV = "${RUSTIOT_VERSION}"
+
+inherit rustiot_board rustiot_release_keys useradd
+
+FILESEXTRAPATHS:prepend := "${RUSTIOT_CONF}:"
+SRC_URI = " \
+    file://rootfs \
+    file://rauc/system.conf.in \
+    file://layout.toml \
+"
+S = "${UNPACKDIR}"
+
+# Files of conf/rootfs that another recipe's package owns; that recipe is told to take ours (test_layer.py knows both).
+RUSTIOT_OWNED_ELSEWHERE = " \
+    etc/ssh/sshd_config \
+    usr/share/dbus-1/system.d/de.pengutronix.rauc.conf \
+"
+
+do_configure[noexec] = "1"
+do_compile[noexec] = "1"
+
+python do_install () {
+    import json
+    import shutil
+
+    destination = d.getVar("D")
+    source = os.path.join(d.getVar("UNPACKDIR"), "rootfs")
+    elsewhere = d.getVar("RUSTIOT_OWNED_ELSEWHERE").split()
+    for directory, directories, names in os.walk(source):
+        # A link to a directory is a file here.
+        names += [name for name in directories if os.path.islink(os.path.join(directory, name))]
+        for name in names:
+            path = os.path.join(directory, name)
+            inside = os.path.relpath(path, source)
+            if inside in elsewhere:
+                continue
+            target = os.path.join(destination, inside)
+            bb.utils.mkdirhier(os.path.dirname(target))
+            if os.path.islink(path):
+                os.symlink(os.readlink(path), target)
+            else:
+                shutil.copyfile(path, target)
+                os.chmod(target, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
+
+    own = os.path.join(destination, "usr/lib/rustiot")
+    bb.utils.mkdirhier(own)
+    release = {
+        "version": d.getVar("RUSTIOT_VERSION"),
+        "compatible": d.getVar("RUSTIOT_COMPATIBLE"),
+        "floor": d.getVar("RUSTIOT_FLOOR") or None,
+        "build_epoch": int(d.getVar("RUSTIOT_EPOCH")),
+    }
+    with open(os.path.join(own, "release.json"), "w", encoding="utf-8") as file:
+        json.dump(release, file, indent=2)
+    for path, name in (
+        (d.getVar("RUSTIOT_BOARD_FILE"), "board.toml"),
+        (os.path.join(d.getVar("UNPACKDIR"), "layout.toml"), "layout.toml"),
+        (d.getVar("RUSTIOT_KEYRING"), "keyring.pem"),
+    ):
+        shutil.copyfile(path, os.path.join(own, name))
+        os.chmod(os.path.join(own, name), 0o644)
+}
+do_install[vardeps] += "RUSTIOT_VERSION RUSTIOT_FLOOR RUSTIOT_EPOCH RUSTIOT_BOARD_CHECKSUM"
+do_install[file-checksums] += "${RUSTIOT_KEYRING}:True"
+
+USERADD_PACKAGES = "${PN}"
+GROUPADD_PARAM:${PN} = "--system rustiot"
+USERADD_PARAM:${PN} = "--system --no-create-home --home-dir / --shell /sbin/nologin --user-group rustiot-stream"
+
+FILES:${PN} = "/"
+RDEPENDS:${PN} = "rustiot-device"

@@ -1,0 +1,1 @@
+require ${@'rustiot-kernel.inc' if d.getVar('DISTRO') == 'rustiot' else ''}
