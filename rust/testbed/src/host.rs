@@ -5,11 +5,13 @@ use crate::{Error, Result, sys};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 type MakeCommand = dyn Fn(&str) -> Command + Send + Sync;
 
@@ -169,30 +171,56 @@ pub fn spawn(command: Command) -> std::io::Result<Child> {
     answer.recv().map_err(|_| gone())?
 }
 
-/// A directory of ours that is removed when this value goes, or by [`cleanup`].
+/// A directory of ours that is removed when this value goes, or by [`cleanup`]. What a process that
+/// was killed left is removed by the next one that makes a directory of the same kind.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
     keep: bool,
+    /// Locked as long as this process lives, so that nobody takes the directory for a leftover.
+    _lock: Option<File>,
+}
+
+/// A younger directory may not have its lock yet.
+const YOUNG: Duration = Duration::from_secs(60);
+
+/// Removes directories `name-…` in `parent` that no living process has locked.
+fn sweep(parent: &Path, name: &str) {
+    let prefix = format!("{name}-");
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let old = || {
+            let modified = entry.metadata().and_then(|meta| meta.modified()).ok()?;
+            modified.elapsed().ok().filter(|age| *age > YOUNG)
+        };
+        let ours = entry.file_name().to_str().is_some_and(|n| n.starts_with(&prefix));
+        if ours && path.is_dir() && old().is_some() && File::open(&path).is_ok_and(|f| f.try_lock().is_ok()) {
+            // It may not be ours to remove: then it stays.
+            let _ = std::fs::remove_dir_all(path);
+        }
+    }
 }
 
 impl Scratch {
     /// A fresh directory below `parent`, which is made if it is missing.
     pub fn new(parent: &Path, name: &str) -> Result<Self> {
         std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        sweep(parent, name);
         let path = tempfile::Builder::new()
             .prefix(&format!("{name}-"))
             .tempdir_in(parent)
             .map_err(Error::io("create a directory in", parent))?
             .keep();
         leftovers().dirs.insert(path.clone());
-        Ok(Scratch { path, keep: false })
+        let lock = File::open(&path).and_then(|dir| dir.lock().map(|()| dir));
+        let lock = lock.map_err(Error::io("lock", &path))?;
+        Ok(Scratch { path, keep: false, _lock: Some(lock) })
     }
 
     /// A directory of a given name that stays: for machines that outlive this process.
     pub fn lasting(path: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
-        Ok(Scratch { path, keep: true })
+        Ok(Scratch { path, keep: true, _lock: None })
     }
 
     /// Where it is.
@@ -236,6 +264,22 @@ mod tests {
         let mut rest = Vec::new();
         std::io::Read::read_to_end(&mut reader, &mut rest).map_err(Error::io("read", &fifo))?;
         assert!(rest.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_and_what_a_living_one_has_stays() -> Result<()> {
+        let parent = tempfile::tempdir().map_err(Error::io("create", Path::new("tmp")))?;
+        let living = Scratch::new(parent.path(), "t")?;
+        let (left, other) = (parent.path().join("t-left"), parent.path().join("theirs"));
+        for dir in [&left, &other, &living.path().to_path_buf()] {
+            std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+            let long_ago = std::time::SystemTime::now().checked_sub(YOUNG * 2);
+            let times = std::fs::FileTimes::new().set_modified(long_ago.unwrap_or(std::time::UNIX_EPOCH));
+            File::open(dir).and_then(|d| d.set_times(times)).map_err(Error::io("age", dir))?;
+        }
+        let _next = Scratch::new(parent.path(), "t")?;
+        assert_eq!((left.exists(), other.exists(), living.path().exists()), (false, true, true));
         Ok(())
     }
 
