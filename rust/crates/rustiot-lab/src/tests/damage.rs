@@ -91,10 +91,11 @@ fn wreck(ctx: &Ctx, off: &Off, name: &str) -> Result<()> {
 fn leaves_a_root_with_a_flipped_bit(ctx: &mut Ctx) -> Result<()> {
     let machine = with_two_releases(ctx)?;
     let before = machine.boot()?;
-    // A megabyte into the root is file content.
+    // Twenty megabytes into the root is file content.
     let offset = ctx.partition(&format!("root-{}", before.slot.letter()))?.saturating_add(20 << 20);
     machine.flip_bit(offset, 5)?;
-    machine.start("echo 3 > /proc/sys/vm/drop_caches; cat /dev/mapper/rustiot-root > /dev/null", COMMAND)?;
+    machine.sh("test -b $(findmnt -n -o SOURCE /)")?;
+    machine.start("echo 3 > /proc/sys/vm/drop_caches; cat $(findmnt -n -o SOURCE /) > /dev/null", COMMAND)?;
     let boot = machine.wait_next_healthy(&before)?;
     ensure!(boot.slot == !before.slot, "still in the damaged slot {}", boot.slot);
     ensure!(machine.version()? == A.version, "runs {}", machine.version()?);
