@@ -76,7 +76,7 @@ pub enum Command {
     },
     /// Test everything: code, then every promise on machines in QEMU
     #[command(after_help = "Examples:\n  rustiot test\n  rustiot test --list\n  \
-        rustiot test --only updates_a_to_b\n  rustiot test --only qemuarm64/")]
+        rustiot test --only updates_a_to_b\n  rustiot test --only qemux86-64/leaves --only qemux86-64/stays\n  rustiot test --only qemuarm64/")]
     Test(Test),
     /// Longer experiments on machines in QEMU
     #[command(subcommand)]
@@ -186,7 +186,7 @@ pub struct Test {
     pub list: bool,
     /// Only promises whose board/name contains this
     #[arg(long, value_name = "NAME")]
-    pub only: Option<String>,
+    pub only: Vec<String>,
     /// The short run: what every change gets
     #[arg(long)]
     pub quick: bool,

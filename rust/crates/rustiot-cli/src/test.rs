@@ -58,7 +58,7 @@ pub fn run(context: &Context, args: &args::Test) -> Done {
     // The whole of it takes hours where processors are emulated.
     let quick = args.quick || std::env::var("CI").is_ok_and(|ci| ci == "true");
     let registry = tests::all();
-    let chosen = rustiot_lab::list(&registry, &boards, args.only.as_deref(), quick);
+    let chosen = rustiot_lab::list(&registry, &boards, &args.only, quick);
     if args.list {
         for (test, board) in &chosen {
             if args.json.json {
@@ -72,11 +72,11 @@ pub fn run(context: &Context, args: &args::Test) -> Done {
         }
         return Ok(());
     }
-    if args.only.is_some() && chosen.is_empty() {
+    if !args.only.is_empty() && chosen.is_empty() {
         return Err(Fail::usage("no such promise; see: rustiot test --list"));
     }
     let mut count = Count::default();
-    if args.only.is_none() {
+    if args.only.is_empty() {
         code(context, &mut count)?;
     }
     heading(&match quick {
