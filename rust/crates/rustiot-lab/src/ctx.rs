@@ -124,7 +124,13 @@ impl<'a> Ctx<'a> {
         Ok(snapshot.restore(self.machine_dir()?)?)
     }
 
-    /// The same, and every write to its disk is logged from now on.
+    /// A machine that went from release A to B, settled. As quickly.
+    pub fn updated(&self) -> Result<Machine> {
+        let snapshot = self.fixtures.updated(self.lab, self.board)?;
+        Ok(snapshot.restore(self.machine_dir()?)?)
+    }
+
+    /// A healthy one, and every write to its disk is logged from now on.
     pub fn healthy_logged(&self) -> Result<Machine> {
         let snapshot = self.fixtures.healthy(self.lab, self.board)?;
         Ok(snapshot.restore_logged(self.machine_dir()?)?)

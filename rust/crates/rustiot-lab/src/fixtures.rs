@@ -3,7 +3,7 @@
 
 use crate::device::Device;
 use crate::lab::Lab;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_board::Board;
 use rustiot_image::keys::{self, Signer};
 use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Progress, Request, Silent};
@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use testbed::{Disk, Off, Snapshot};
+use testbed::{Disk, FileServer, Off, Snapshot};
 
 /// The medium that lab machines have: more than the image, so that `data` has room to grow. Bytes.
 const MEDIUM: u64 = 2 << 30;
@@ -177,6 +177,28 @@ impl Fixtures {
                 let place = if kept { logs.display().to_string() } else { "lost".into() };
                 format!("release A never became healthy on {} (log: {place})", board.name)
             })?;
+            Ok(machine.save(&dir)?)
+        })
+    }
+
+    /// A machine that went from A to B: both slots hold a release, B is committed; frozen.
+    pub fn updated(&self, lab: &Lab, board: &Board) -> Result<Snapshot> {
+        let (healthy, bundle) = (self.healthy(lab, board)?, self.bundle(lab, board, &B)?);
+        let kind = format!("{}{}", healthy.disk().display(), bundle.display());
+        let dir = self.path(lab, board, "updated", &kind, "snapshot")?;
+        self.once(&dir.to_string_lossy(), || {
+            if let Some(snapshot) = Snapshot::open(lab.spec(board)?, &dir) {
+                return Ok(snapshot);
+            }
+            let www = lab.scratch("www")?;
+            std::os::unix::fs::symlink(&bundle, www.file("b.raucb")).context("cannot link a bundle")?;
+            let server = FileServer::start(www.path())?;
+            let machine = healthy.restore(lab.scratch("snapshot")?)?;
+            let before = machine.boot()?;
+            let output = machine.install(&server.guest_url("b.raucb"))?;
+            ensure!(output.ok(), "the install ended with {}: {}", output.status, output.stderr);
+            machine.wait_next_healthy(&before)?;
+            settle(&machine)?;
             Ok(machine.save(&dir)?)
         })
     }

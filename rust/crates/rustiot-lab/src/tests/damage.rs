@@ -6,7 +6,7 @@ use crate::fixtures::{A, B};
 use crate::runner::LabTest;
 use crate::tests::update;
 use anyhow::{Context as _, Result, ensure};
-use testbed::{Machine, Off};
+use testbed::Off;
 
 pub(super) const TESTS: &[LabTest] = &[
     LabTest {
@@ -67,15 +67,6 @@ pub(super) const TESTS: &[LabTest] = &[
     },
 ];
 
-/// A machine that went from A to B: both slots hold a release, B is committed.
-fn with_two_releases(ctx: &Ctx) -> Result<Machine> {
-    let machine = ctx.healthy()?;
-    let server = ctx.serve(&[&B])?;
-    update(&machine, &server, &B)?;
-    machine.sh("sync")?;
-    Ok(machine)
-}
-
 /// Turns over a bit in each of the first blocks of partition `name`: its file system is gone.
 fn wreck(ctx: &Ctx, off: &Off, name: &str) -> Result<()> {
     let start = ctx.partition(name)?;
@@ -89,7 +80,7 @@ fn wreck(ctx: &Ctx, off: &Off, name: &str) -> Result<()> {
 }
 
 fn leaves_a_root_with_a_flipped_bit(ctx: &mut Ctx) -> Result<()> {
-    let machine = with_two_releases(ctx)?;
+    let machine = ctx.updated()?;
     let before = machine.boot()?;
     // Twenty megabytes into the root is file content.
     let offset = ctx.partition(&format!("root-{}", before.slot.letter()))?.saturating_add(20 << 20);
@@ -109,7 +100,7 @@ fn leaves_a_root_with_a_flipped_bit(ctx: &mut Ctx) -> Result<()> {
 }
 
 fn leaves_a_committed_slot_that_cannot_be_opened(ctx: &mut Ctx) -> Result<()> {
-    let machine = with_two_releases(ctx)?;
+    let machine = ctx.updated()?;
     let before = machine.boot()?;
     let off = machine.power_off(HEALTHY)?;
     wreck(ctx, &off, &format!("root-{}", before.slot.letter()))?;
@@ -123,7 +114,7 @@ fn leaves_a_committed_slot_that_cannot_be_opened(ctx: &mut Ctx) -> Result<()> {
 }
 
 fn leaves_a_committed_slot_whose_boot_partition_is_gone(ctx: &mut Ctx) -> Result<()> {
-    let machine = with_two_releases(ctx)?;
+    let machine = ctx.updated()?;
     let before = machine.boot()?;
     let off = machine.power_off(HEALTHY)?;
     wreck(ctx, &off, &format!("boot-{}", before.slot.letter()))?;
@@ -197,7 +188,7 @@ fn survives_full_file_systems(ctx: &mut Ctx) -> Result<()> {
 }
 
 fn forgotten_firmware_variables_change_nothing(ctx: &mut Ctx) -> Result<()> {
-    let machine = with_two_releases(ctx)?;
+    let machine = ctx.updated()?;
     let before = machine.boot()?;
     let off = machine.power_off(HEALTHY)?;
     off.clear_vars()?;
