@@ -13,6 +13,7 @@
 #                         what the boot ROM wants before the first partition, from conf/rustiot/<machine>.inc
 
 inherit image rustiot_board rustiot_release_keys
+require conf/image-uefi.conf
 
 RUSTIOT_INITRAMFS ?= "rustiot-initramfs"
 RUSTIOT_BOTH_SLOTS ?= "0"
@@ -62,8 +63,8 @@ python rustiot_check_root () {
 
     root = d.getVar("IMAGE_ROOTFS")
     source = os.path.join(d.getVar("RUSTIOT_CONF"), "rootfs")
-    for directory, _, names in os.walk(source):
-        for name in names:
+    for directory, directories, names in os.walk(source):
+        for name in names + [name for name in directories if os.path.islink(os.path.join(directory, name))]:
             wanted = os.path.join(directory, name)
             path = os.path.relpath(wanted, source)
             there = os.path.join(root, path)
@@ -80,10 +81,9 @@ python rustiot_check_root () {
                 user, password = line.split(":")[:2]
                 if not password or password[0] not in "*!x":
                     oe.qa.handle_error("rustiot-password", "user %s has a password: the product has none" % user, d)
-    for name in ("machine-id", "hostname"):
-        path = os.path.join(root, "etc", name)
-        if not os.path.exists(path) or os.path.getsize(path):
-            oe.qa.handle_error("rustiot-identity", "/etc/%s must be there and empty: each device has its own" % name, d)
+    path = os.path.join(root, "etc/machine-id")
+    if not os.path.exists(path) or os.path.getsize(path):
+        oe.qa.handle_error("rustiot-identity", "/etc/machine-id must be there and empty: each device has its own", d)
 }
 ERROR_QA:append = " rustiot-rootfs rustiot-password rustiot-identity"
 

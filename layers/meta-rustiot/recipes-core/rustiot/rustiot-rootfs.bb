@@ -13,11 +13,9 @@ PV = "${RUSTIOT_VERSION}"
 inherit rustiot_board rustiot_release_keys useradd
 
 FILESEXTRAPATHS:prepend := "${RUSTIOT_CONF}:"
-SRC_URI = " \
-    file://rootfs \
-    file://rauc/system.conf.in \
-    file://layout.toml \
-"
+# The files of conf/rootfs are added one by one below: links there lead to where only a device has something.
+SRC_URI = "file://layout.toml"
+RUSTIOT_ROOTFS_LINKS = ""
 S = "${UNPACKDIR}"
 
 # Files of conf/rootfs that another recipe's package owns; that recipe is told to take ours (test_layer.py knows both).
@@ -29,28 +27,41 @@ RUSTIOT_OWNED_ELSEWHERE = " \
 do_configure[noexec] = "1"
 do_compile[noexec] = "1"
 
+python () {
+    top = os.path.join(d.getVar("RUSTIOT_CONF"), "rootfs")
+    elsewhere = d.getVar("RUSTIOT_OWNED_ELSEWHERE").split()
+    uris, links = [], []
+    for directory, directories, names in os.walk(top):
+        # A new file is noticed by its directory.
+        bb.parse.mark_dependency(d, directory)
+        for name in sorted(names + directories):
+            path = os.path.join(directory, name)
+            inside = os.path.relpath(path, top)
+            if os.path.islink(path):
+                links.append("%s>%s" % (inside, os.readlink(path)))
+            elif os.path.isfile(path) and inside not in elsewhere:
+                uris.append("file://rootfs/" + inside)
+    d.appendVar("SRC_URI", " " + " ".join(sorted(uris)))
+    d.setVar("RUSTIOT_ROOTFS_LINKS", " ".join(sorted(links)))
+}
+
 python do_install () {
     import json
     import shutil
 
     destination = d.getVar("D")
     source = os.path.join(d.getVar("UNPACKDIR"), "rootfs")
-    elsewhere = d.getVar("RUSTIOT_OWNED_ELSEWHERE").split()
-    for directory, directories, names in os.walk(source):
-        # A link to a directory is a file here.
-        names += [name for name in directories if os.path.islink(os.path.join(directory, name))]
+    for directory, _, names in os.walk(source):
         for name in names:
             path = os.path.join(directory, name)
-            inside = os.path.relpath(path, source)
-            if inside in elsewhere:
-                continue
-            target = os.path.join(destination, inside)
+            target = os.path.join(destination, os.path.relpath(path, source))
             bb.utils.mkdirhier(os.path.dirname(target))
-            if os.path.islink(path):
-                os.symlink(os.readlink(path), target)
-            else:
-                shutil.copyfile(path, target)
-                os.chmod(target, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
+            shutil.copyfile(path, target)
+            os.chmod(target, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
+    for link in d.getVar("RUSTIOT_ROOTFS_LINKS").split():
+        inside, target = link.split(">")
+        bb.utils.mkdirhier(os.path.dirname(os.path.join(destination, inside)))
+        os.symlink(target, os.path.join(destination, inside))
 
     own = os.path.join(destination, "usr/lib/rustiot")
     bb.utils.mkdirhier(own)
@@ -70,7 +81,7 @@ python do_install () {
         shutil.copyfile(path, os.path.join(own, name))
         os.chmod(os.path.join(own, name), 0o644)
 }
-do_install[vardeps] += "RUSTIOT_VERSION RUSTIOT_FLOOR RUSTIOT_EPOCH RUSTIOT_BOARD_CHECKSUM"
+do_install[vardeps] += "RUSTIOT_ROOTFS_LINKS RUSTIOT_VERSION RUSTIOT_FLOOR RUSTIOT_EPOCH RUSTIOT_BOARD_CHECKSUM"
 do_install[file-checksums] += "${RUSTIOT_KEYRING}:True"
 
 USERADD_PACKAGES = "${PN}"

@@ -1,4 +1,4 @@
-# conf/rootfs has the empty /etc/localtime that rustiot-init's successors mount the device's own over.
+# conf/rootfs has /etc/localtime as a link to what rustiot-provision renders from rustiot.toml.
 do_install:append:rustiot () {
 	rm -f ${D}${sysconfdir}/localtime ${D}${sysconfdir}/timezone
 }

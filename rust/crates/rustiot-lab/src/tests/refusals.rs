@@ -77,10 +77,11 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
 fn foreign_signature(ctx: &Ctx, bundle: &Path, to: &Path) -> Result<()> {
     let dir = ctx.dir().join("foreign-ca");
     let signer = rustiot_image::keys::development(&ctx.lab.toolbox, &dir)?;
-    let (cert, key) = (signer.cert, signer.key);
+    let (cert, key, theirs) = (signer.cert, signer.key, signer.keyring.to_string_lossy().into_owned());
     let ours = ctx.fixtures.signer(ctx.lab)?.keyring;
     let (from, to, ours) = (bundle.to_string_lossy(), to.to_string_lossy(), ours.to_string_lossy());
-    let args = ["resign", "--no-verify", "--cert", &cert, "--key", &key, "--keyring", &ours, &from, &to];
+    let keys = ["--cert", &cert, "--key", &key, "--keyring", &ours, "--signing-keyring", &theirs];
+    let args = [&["resign"], &keys[..], &[&from, &to]].concat();
     ctx.lab.tools().run("rauc", &args)?;
     Ok(())
 }
