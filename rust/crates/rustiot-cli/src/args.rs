@@ -78,6 +78,10 @@ pub enum Command {
     #[command(after_help = "Examples:\n  rustiot test\n  rustiot test --list\n  \
         rustiot test --only updates_a_to_b\n  rustiot test --only qemux86-64/leaves --only qemux86-64/stays\n  rustiot test --only qemuarm64/")]
     Test(Test),
+    /// Measure what is promised in figures, side by side with Debian's own ways
+    #[command(after_help = "Examples:\n  rustiot bench\n  rustiot bench --only init,size --runs 9\n  \
+        rustiot bench --write     put the tables into docs/figures.md\n\nNothing else should run meanwhile.")]
+    Bench(Bench),
     /// Longer experiments on machines in QEMU
     #[command(subcommand)]
     Lab(Lab),
@@ -197,6 +201,41 @@ pub struct Test {
     pub json: Json,
 }
 
+/// What `bench` measures, in the order in which it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Section {
+    /// From init's start to the real root, against initramfs-tools and dracut
+    Init,
+    /// Size of the initramfs, against the same
+    Size,
+    /// From the firmware's hand-over to healthy, against a stock Debian
+    Boot,
+    /// What a release that fails costs, in boots and watchdog periods
+    Fallback,
+    /// Memory of the services, size of the programs
+    Memory,
+    /// Root image by package
+    Root,
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    #[command(flatten)]
+    pub board: BoardArg,
+    /// Boots of each system; the median counts
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    pub runs: u64,
+    /// Only these
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    pub only: Vec<Section>,
+    /// Put the tables into docs/figures.md
+    #[arg(long)]
+    pub write: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Lab {
     /// Cut the power at random instants of an update
@@ -226,7 +265,7 @@ mod tests {
     #[test]
     fn the_definition_is_sound_and_every_command_has_an_example_or_no_choices() {
         Cli::command().debug_assert();
-        for name in ["run", "stop", "bundle", "keys", "flash", "serve", "test"] {
+        for name in ["run", "stop", "bundle", "keys", "flash", "serve", "test", "bench"] {
             let command = Cli::command();
             let sub = command.find_subcommand(name).unwrap();
             let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();

@@ -4,6 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "files of the workstation, where a lost one is made again")]
 
 mod args;
+mod bench;
 mod build;
 mod checks;
 mod demo;
@@ -42,6 +43,7 @@ fn dispatch(command: Command) -> Done {
         Command::Flash { image, device, yes, json } => flash::run(&image, &device, yes, json.json),
         Command::Serve { dir, port } => serve::run(&dir, port),
         Command::Test(args) => test::run(&context()?, &args),
+        Command::Bench(args) => bench::run(&context()?, &args),
         Command::Lab(Lab::PowerCut { board, runs, seed, json }) => {
             power_cut::run(&context()?, &board.board, runs, seed, json.json)
         }

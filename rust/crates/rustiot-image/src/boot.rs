@@ -63,7 +63,13 @@ pub(crate) fn build(
     }
 }
 
-fn unified_image(toolbox: &Toolbox, uefi: &Uefi, parts: &Parts<'_>, work: &Path) -> Result<PathBuf, Error> {
+/// A unified kernel image in `work`.
+pub(crate) fn unified_image(
+    toolbox: &Toolbox,
+    uefi: &Uefi,
+    parts: &Parts<'_>,
+    work: &Path,
+) -> Result<PathBuf, Error> {
     let (uki, cmdline, release) = (work.join("linux.efi"), work.join("cmdline"), work.join("os-release"));
     write(&cmdline, parts.cmdline)?;
     write(&release, format!("ID=rustiot\nNAME=\"RustIoT OS\"\nVERSION_ID={}\n", parts.version))?;

@@ -8,7 +8,7 @@ use crate::error::{At, Error, content, refused};
 use crate::fit;
 use crate::image::Image;
 use crate::toolbox::Toolbox;
-use rustiot_board::{Content, Layout, Partition, Size, SlotName};
+use rustiot_board::{Board, Content, Layout, Partition, Size, SlotName};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -116,6 +116,32 @@ fn create(
     }
     lint(&raw, &image.layout, image.board.boot.loader)?;
     publish(&raw, out)
+}
+
+/// Writes a disk with the partitions of `layout` to `out`; `contents` fills some of them by name. `work` is a scratch
+/// directory that the toolbox sees.
+pub(crate) fn write_partitions(
+    toolbox: &Toolbox,
+    board: &Board,
+    layout: &Layout,
+    contents: &[(&str, &Path)],
+    work: &Path,
+    out: &Path,
+) -> Result<(), Error> {
+    let (places, total) = places(layout, board.boot.loader);
+    File::create(out).and_then(|f| f.set_len(total)).at("create", out)?;
+    table(toolbox, layout, &places, work, out)?;
+    for place in &places {
+        if place.partition.content == Content::UbootEnv {
+            let path = work.join("uboot-env.img");
+            write(&path, fit::selector_partition(board, place.partition.size.bytes())?)?;
+            place_file(&path, out, place)?;
+        }
+        for (_, source) in contents.iter().filter(|(name, _)| *name == place.partition.name) {
+            place_file(source, out, place)?;
+        }
+    }
+    Ok(())
 }
 
 fn table(

@@ -13,6 +13,7 @@
 mod accounts;
 mod apt;
 mod base;
+mod baseline;
 mod boot;
 mod bundle;
 mod cache;
@@ -33,6 +34,7 @@ mod toolbox;
 
 pub use apt::Mirror;
 pub use base::Package;
+pub use baseline::{ArchiveSizes, Baseline, Generator, archive_sizes};
 pub use bundle::{BundleRequest, bundle};
 pub use context::{Context, Plain, Progress, Silent};
 pub use disk::{DiskRequest, Place, check_medium, disk, lint, places};

@@ -426,7 +426,7 @@ pub(crate) fn check_size(root: &Root, limit: Size, board: &str) -> Result<u64, E
     })
 }
 
-fn copy_tree(from: &Path, to: &Path) -> Result<(), Error> {
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> Result<(), Error> {
     crate::toolbox::output(
         "cp",
         std::process::Command::new("cp").args(["-a", "--reflink=auto", "--"]).arg(from).arg(to),

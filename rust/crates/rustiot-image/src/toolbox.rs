@@ -71,6 +71,11 @@ impl Toolbox {
         self
     }
 
+    /// Another chroot at `root`, whose commands see the same paths.
+    pub(crate) fn other(&self, root: PathBuf) -> Self {
+        Toolbox { root, binds: self.binds.clone() }
+    }
+
     /// The chroot's root directory. Only for reading.
     pub fn root(&self) -> &Path {
         &self.root
@@ -105,21 +110,7 @@ impl Toolbox {
 }
 
 fn create(packages: &Packages, work: &Path, progress: &dyn Progress) -> Result<(), Error> {
-    let mirror = Mirror::discover(Path::new("/etc/apt"))?;
-    let mut command = Command::new("mmdebstrap");
-    if let Err(e) = Command::new("mmdebstrap").arg("--version").output()
-        && e.kind() == std::io::ErrorKind::NotFound
-    {
-        return Err(refused("mmdebstrap is not installed", "run: apt-get install mmdebstrap"));
-    }
-    command.args(["--variant=apt", "--mode=root", "--architectures=amd64,arm64"]);
-    for excluded in ["doc", "man", "locale"] {
-        command.arg(format!("--dpkgopt=path-exclude=/usr/share/{excluded}/*"));
-    }
-    command.arg("--aptopt=APT::Install-Recommends \"false\"");
-    command.arg(format!("--include={}", packages.toolbox.packages.join(",")));
-    command.arg(&packages.suite).arg(work.join("root")).args(mirror.lines(&packages.suite));
-    watched("mmdebstrap", &mut command, progress)?;
+    debian(&packages.suite, "amd64,arm64", &packages.toolbox.packages, &work.join("root"), progress)?;
     // The mount points for the workstation's own files.
     for file in ["resolv.conf", "hosts"] {
         let path = work.join("root/etc").join(file);
@@ -128,6 +119,31 @@ fn create(packages: &Packages, work: &Path, progress: &dyn Progress) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Installs Debian packages, with what they depend on, into a new chroot at `root`.
+pub(crate) fn debian(
+    suite: &str,
+    architectures: &str,
+    packages: &[String],
+    root: &Path,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
+    let mirror = Mirror::discover(Path::new("/etc/apt"))?;
+    let mut command = Command::new("mmdebstrap");
+    if let Err(e) = Command::new("mmdebstrap").arg("--version").output()
+        && e.kind() == std::io::ErrorKind::NotFound
+    {
+        return Err(refused("mmdebstrap is not installed", "run: apt-get install mmdebstrap"));
+    }
+    command.args(["--variant=apt", "--mode=root"]).arg(format!("--architectures={architectures}"));
+    for excluded in ["doc", "man", "locale"] {
+        command.arg(format!("--dpkgopt=path-exclude=/usr/share/{excluded}/*"));
+    }
+    command.arg("--aptopt=APT::Install-Recommends \"false\"");
+    command.arg(format!("--include={}", packages.join(",")));
+    command.arg(suite).arg(root).args(mirror.lines(suite));
+    watched("mmdebstrap", &mut command, progress)
 }
 
 /// Runs a command to its end and returns its standard output.

@@ -7,6 +7,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "files of tests, where a lost one is made again")]
 
+pub mod bench;
 mod ctx;
 pub mod cuts;
 mod device;
