@@ -43,19 +43,19 @@ ROOTFS_POSTPROCESS_COMMAND += "rustiot_finish_root"
 IMAGE_QA_COMMANDS += "rustiot_check_root"
 
 rustiot_finish_root () {
-	# Mount points, and what the device binds or links over.
-	for dir in state data config var run proc sys dev tmp mnt; do
-		install -d ${IMAGE_ROOTFS}/$dir
-	done
-	# What packages put into /var would lie under a file system in memory.
-	find ${IMAGE_ROOTFS}/var -mindepth 1 -delete
-	rm -f ${IMAGE_ROOTFS}${sysconfdir}/fstab
-	ln -sfn ../proc/self/mounts ${IMAGE_ROOTFS}${sysconfdir}/mtab
-	ln -sfn ../run/systemd/resolve/stub-resolv.conf ${IMAGE_ROOTFS}${sysconfdir}/resolv.conf
-	# There, so that rustiot-init can bind the device's own over it; empty, so that two devices never share one.
-	: > ${IMAGE_ROOTFS}${sysconfdir}/machine-id
-	# sshd reads the product's file (conf/rootfs), whatever the hooks for read-only roots think of it.
-	rm -f ${IMAGE_ROOTFS}${sysconfdir}/default/ssh ${IMAGE_ROOTFS}${sysconfdir}/ssh/sshd_config_readonly
+    # Mount points, and what the device binds or links over.
+    for dir in state data config var run proc sys dev tmp mnt; do
+        install -d ${IMAGE_ROOTFS}/$dir
+    done
+    # What packages put into /var would lie under a file system in memory.
+    find ${IMAGE_ROOTFS}/var -mindepth 1 -delete
+    rm -f ${IMAGE_ROOTFS}${sysconfdir}/fstab
+    ln -sfn ../proc/self/mounts ${IMAGE_ROOTFS}${sysconfdir}/mtab
+    ln -sfn ../run/systemd/resolve/stub-resolv.conf ${IMAGE_ROOTFS}${sysconfdir}/resolv.conf
+    # There, so that rustiot-init can bind the device's own over it; empty, so that two devices never share one.
+    : > ${IMAGE_ROOTFS}${sysconfdir}/machine-id
+    # sshd reads the product's file (conf/rootfs), whatever the hooks for read-only roots think of it.
+    rm -f ${IMAGE_ROOTFS}${sysconfdir}/default/ssh ${IMAGE_ROOTFS}${sysconfdir}/ssh/sshd_config_readonly
 }
 
 python rustiot_check_root () {

@@ -37,18 +37,18 @@ def rustiot_guard_kernel(d):
     return "".join("\\\\" + part for part in path.split("/"))
 
 do_compile () {
-	${CC} ${GUARD_CFLAGS} -isystem ${STAGING_INCDIR}/efi -DTIMEOUT_S=${GUARD_TIMEOUT} "-DKERNEL=L\"${GUARD_KERNEL}\"" \
-		-c -o guard.o ${S}/guard.c
-	${LD} ${GUARD_LDFLAGS} -T ${STAGING_LIBDIR}/elf_x86_64_efi.lds ${STAGING_LIBDIR}/crt0-efi-x86_64.o guard.o \
-		${STAGING_LIBDIR}/libgnuefi.a -o guard.so
-	# Subsystem 10: EFI application. The date is what makes the file reproducible.
-	SOURCE_DATE_EPOCH=0 ${OBJCOPY} --target=efi-app-x86_64 --subsystem=10 \
-		${@' '.join('--only-section=' + s for s in d.getVar('GUARD_SECTIONS').split())} guard.so rustiot-guard.efi
+    ${CC} ${GUARD_CFLAGS} -isystem ${STAGING_INCDIR}/efi -DTIMEOUT_S=${GUARD_TIMEOUT} "-DKERNEL=L\"${GUARD_KERNEL}\"" \
+        -c -o guard.o ${S}/guard.c
+    ${LD} ${GUARD_LDFLAGS} -T ${STAGING_LIBDIR}/elf_x86_64_efi.lds ${STAGING_LIBDIR}/crt0-efi-x86_64.o guard.o \
+        ${STAGING_LIBDIR}/libgnuefi.a -o guard.so
+    # Subsystem 10: EFI application. The date is what makes the file reproducible.
+    SOURCE_DATE_EPOCH=0 ${OBJCOPY} --target=efi-app-x86_64 --subsystem=10 \
+        ${@' '.join('--only-section=' + s for s in d.getVar('GUARD_SECTIONS').split())} guard.so rustiot-guard.efi
 }
 do_compile[vardeps] += "RUSTIOT_BOARD_CHECKSUM"
 
 do_deploy () {
-	install -m 0644 ${B}/rustiot-guard.efi ${DEPLOYDIR}/rustiot-guard.efi
+    install -m 0644 ${B}/rustiot-guard.efi ${DEPLOYDIR}/rustiot-guard.efi
 }
 addtask deploy after do_compile before do_build
 

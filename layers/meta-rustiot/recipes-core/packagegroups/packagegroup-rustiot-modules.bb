@@ -3,8 +3,6 @@ DESCRIPTION = "The modules of conf/kernel-modules.toml and of the board file. Wh
                so they are recommended and not required; those that the way to the root needs are checked by the initramfs."
 HOMEPAGE = "https://rustiot.org"
 
-PACKAGE_ARCH = "${MACHINE_ARCH}"
-
 inherit packagegroup rustiot_board
 
 RRECOMMENDS:${PN} = "${@rustiot_said(d, rustiot.adapters.module_packages)}"

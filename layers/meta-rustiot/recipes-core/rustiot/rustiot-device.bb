@@ -12,10 +12,10 @@ RUSTIOT_BUDGETS = "${bindir}/rustiot:device_binary"
 RUSTIOT_SERVICES = "rustiot-provision rustiot-watchdog rustiot-health rustiot-update rauc-backend"
 
 do_install:append () {
-	install -d ${D}${nonarch_libdir}/rustiot
-	for service in ${RUSTIOT_SERVICES}; do
-		ln -s ../../bin/rustiot ${D}${nonarch_libdir}/rustiot/$service
-	done
+    install -d ${D}${nonarch_libdir}/rustiot
+    for service in ${RUSTIOT_SERVICES}; do
+        ln -s ../../bin/rustiot ${D}${nonarch_libdir}/rustiot/$service
+    done
 }
 
 FILES:${PN} += "${nonarch_libdir}/rustiot"

@@ -12,7 +12,7 @@ RUSTIOT_BUDGETS = "/init:init"
 RUSTFLAGS += "-C target-feature=+crt-static -C relocation-model=static"
 
 do_install () {
-	install -D -m 0755 ${B}/target/${CARGO_TARGET_SUBDIR}/rustiot-init ${D}/init
+    install -D -m 0755 ${B}/target/${CARGO_TARGET_SUBDIR}/rustiot-init ${D}/init
 }
 
 FILES:${PN} = "/init"

@@ -2,6 +2,6 @@
 PACKAGECONFIG:rustiot = ""
 
 do_install:append:rustiot () {
-	rm -rf ${D}${systemd_unitdir}/journald.conf.d ${D}${systemd_unitdir}/logind.conf.d ${D}${systemd_unitdir}/system.conf.d
+    rm -rf ${D}${systemd_unitdir}/journald.conf.d ${D}${systemd_unitdir}/logind.conf.d ${D}${systemd_unitdir}/system.conf.d
 }
 ALLOW_EMPTY:${PN}:rustiot = "1"

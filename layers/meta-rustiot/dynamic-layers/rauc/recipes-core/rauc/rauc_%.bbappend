@@ -4,5 +4,5 @@ FILESEXTRAPATHS:prepend:rustiot := "${RUSTIOT_CONF}/rootfs/usr/share/dbus-1/syst
 SRC_URI:append:rustiot:class-target = " file://de.pengutronix.rauc.conf"
 
 do_install:append:rustiot:class-target () {
-	install -m 0644 ${UNPACKDIR}/de.pengutronix.rauc.conf ${D}${datadir}/dbus-1/system.d/de.pengutronix.rauc.conf
+    install -m 0644 ${UNPACKDIR}/de.pengutronix.rauc.conf ${D}${datadir}/dbus-1/system.d/de.pengutronix.rauc.conf
 }
