@@ -13,6 +13,8 @@
 #                         what the boot ROM wants before the first partition, from conf/rustiot/<machine>.inc
 
 inherit image rustiot_board rustiot_release_keys
+# EFI_ARCH, from OE-core.
+# nooelint: oelint.file.requirenotfound
 require conf/image-uefi.conf
 
 RUSTIOT_INITRAMFS ?= "rustiot-initramfs"
@@ -36,6 +38,7 @@ IMAGE_ROOTFS_EXTRA_SPACE = "0"
 
 # One root image whatever the day: fixed time and identity. There is one in a slot, and nobody looks for it by this id.
 RUSTIOT_ROOT_UUID = "52757374-496f-5400-8000-000000000001"
+# nooelint: oelint.vars.specific
 EXTRA_IMAGECMD:erofs = "-T${RUSTIOT_EPOCH} -U${RUSTIOT_ROOT_UUID} --quiet"
 
 # Verified by rustiot-init, so nothing may be generated in the tree after this.
@@ -58,6 +61,7 @@ rustiot_finish_root () {
     rm -f ${IMAGE_ROOTFS}${sysconfdir}/default/ssh ${IMAGE_ROOTFS}${sysconfdir}/ssh/sshd_config_readonly
 }
 
+# nooelint: oelint.vars.pathhardcode.sysconfdir
 python rustiot_check_root () {
     import filecmp
 

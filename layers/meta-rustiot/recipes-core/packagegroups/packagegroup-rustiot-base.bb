@@ -27,9 +27,10 @@ RDEPENDS:${PN} = " \
     tzdata-core \
     udev \
     util-linux-mount \
-    ${@bb.utils.contains('DISTRO_FEATURES', 'wifi', 'iwd wireless-regdb-static', '', d)} \
-    ${MACHINE_ESSENTIAL_EXTRA_RDEPENDS} \
 "
+RDEPENDS:${PN} += "${@bb.utils.contains('DISTRO_FEATURES', 'wifi', 'iwd wireless-regdb-static', '', d)}"
+# nooelint: oelint.vars.dependsordered
+RDEPENDS:${PN} += "${MACHINE_ESSENTIAL_EXTRA_RDEPENDS}"
 # The engine's rules; from a layer that not every build has.
 RDEPENDS:${PN} += "${@bb.utils.contains('BBFILE_COLLECTIONS', 'networking-layer', 'nftables', '', d)}"
 RRECOMMENDS:${PN} = "${MACHINE_ESSENTIAL_EXTRA_RRECOMMENDS}"

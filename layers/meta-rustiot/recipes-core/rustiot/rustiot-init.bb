@@ -15,6 +15,4 @@ do_install () {
     install -D -m 0755 ${B}/target/${CARGO_TARGET_SUBDIR}/rustiot-init ${D}/init
 }
 
-FILES:${PN} = "/init"
-# It starts before there is a loader for shared libraries, so the usual hash style and PIE do not apply.
-INSANE_SKIP:${PN} = "ldflags"
+FILES:${PN} += "/init"

@@ -88,5 +88,5 @@ USERADD_PACKAGES = "${PN}"
 GROUPADD_PARAM:${PN} = "--system rustiot"
 USERADD_PARAM:${PN} = "--system --no-create-home --home-dir / --shell /sbin/nologin --user-group rustiot-stream"
 
-FILES:${PN} = "/"
+FILES:${PN} += "${nonarch_libdir} ${datadir}"
 RDEPENDS:${PN} = "rustiot-device"

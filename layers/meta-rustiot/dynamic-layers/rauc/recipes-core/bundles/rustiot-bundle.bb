@@ -1,3 +1,4 @@
+# nooelint: oelint.var.mandatoryvar.SRC_URI - it is made of images
 SUMMARY = "RustIoT OS as a RAUC bundle"
 DESCRIPTION = "A signed release in format verity: root and boot image of one slot, in one bundle (docs/contracts/rauc.md)."
 HOMEPAGE = "https://rustiot.org"
