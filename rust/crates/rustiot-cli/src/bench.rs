@@ -147,56 +147,54 @@ fn boots(
     runs: u64,
     wanted: &dyn Fn(Section) -> bool,
 ) -> Result<Vec<Part>> {
-    let (init, whole) = (wanted(Section::Init), wanted(Section::Boot));
-    let mut systems = vec![System::RustIot];
-    if init {
-        systems.extend(Generator::ALL.map(System::Verity));
+    let mut initramfs: Vec<(System, PathBuf, Vec<f64>)> = Vec::new();
+    if wanted(Section::Init) {
+        for system in [System::RustIot].into_iter().chain(Generator::ALL.map(System::Verity)) {
+            let disk = bench.initramfs_disk(system, baseline);
+            let disk = disk.with_context(|| format!("cannot make the disk of {}", name(system)))?;
+            initramfs.push((system, disk, Vec::new()));
+        }
     }
-    if whole {
-        systems.push(System::Stock);
-    }
-    let mut measured: Vec<(System, PathBuf, Vec<Boot>)> = Vec::new();
-    for system in systems {
-        let disk = bench.disk(system, Some(baseline));
-        let disk = disk.with_context(|| format!("cannot make the disk of {}", name(system)))?;
-        measured.push((system, disk, Vec::new()));
+    let mut whole: Vec<(System, PathBuf, Vec<Boot>)> = Vec::new();
+    if wanted(Section::Boot) {
+        whole.push((System::RustIot, bench.our_disk()?, Vec::new()));
+        let stock = bench.stock_disk(baseline).context("cannot make a stock Debian")?;
+        whole.push((System::Stock, stock, Vec::new()));
     }
     for round in 1..=runs {
-        for (system, disk, boots) in &mut measured {
-            let to_the_end = whole && matches!(system, System::RustIot | System::Stock);
-            let boot = bench.boot(*system, disk, to_the_end);
-            let boot = boot.with_context(|| format!("boot {round} of {}", name(*system)))?;
-            eprintln!("  round {round} of {runs}: {:<15} {}", name(*system), told(&boot));
+        for (system, disk, times) in &mut initramfs {
+            let system = *system;
+            let time = bench.initramfs(system, disk);
+            let time = time.with_context(|| format!("initramfs {round} of {}", name(system)))?;
+            eprintln!("  round {round} of {runs}: {:<15} {time:.0} ms to the real root", name(system));
+            times.push(time);
+        }
+        for (system, disk, boots) in &mut whole {
+            let system = *system;
+            let boot =
+                bench.boot(system, disk).with_context(|| format!("boot {round} of {}", name(system)))?;
+            let healthy = boot.healthy.map(|ms| format!(", healthy {ms:.0} ms")).unwrap_or_default();
+            let up = boot.multi_user;
+            eprintln!("  round {round} of {runs}: {:<15} multi-user {up:.0} ms{healthy}", name(system));
             boots.push(boot);
         }
     }
-    let of = |system: System, figure: fn(&Boot) -> Option<f64>| -> Vec<f64> {
-        let boots = measured.iter().find(|(s, _, _)| *s == system).map(|(_, _, boots)| boots);
-        boots.into_iter().flatten().filter_map(figure).collect()
-    };
     let mut parts = Vec::new();
-    if init {
-        parts.push(init_part(&|system| of(system, |boot| Some(boot.init))));
+    if !initramfs.is_empty() {
+        parts.push(init_part(&|system| {
+            let of = initramfs.iter().find(|(s, _, _)| *s == system);
+            of.map(|(_, _, times)| times.clone()).unwrap_or_default()
+        }));
     }
-    if whole {
+    if let [(_, _, ours), (_, _, stock)] = whole.as_slice() {
         let figures = [
-            of(System::RustIot, |boot| boot.healthy),
-            of(System::RustIot, |boot| boot.multi_user),
-            of(System::Stock, |boot| boot.multi_user),
+            ours.iter().filter_map(|boot| boot.healthy).collect(),
+            ours.iter().map(|boot| boot.multi_user).collect(),
+            stock.iter().map(|boot| boot.multi_user).collect(),
         ];
         parts.push(boot_part(&figures, baseline));
     }
     Ok(parts)
-}
-
-fn told(boot: &Boot) -> String {
-    let mut text = format!("init {:.0} ms", boot.init);
-    for (what, value) in [("multi-user and ssh", boot.multi_user), ("healthy", boot.healthy)] {
-        if let Some(value) = value {
-            text.push_str(&format!(", {what} {value:.0} ms"));
-        }
-    }
-    text
 }
 
 fn init_part(of: &dyn Fn(System) -> Vec<f64>) -> Part {
@@ -219,14 +217,14 @@ fn init_part(of: &dyn Fn(System) -> Vec<f64>) -> Part {
     }
     Part {
         section: Section::Init,
-        title: "Initramfs: exec of init to the real root's systemd",
+        title: "Initramfs: exec of init to exec of the real init",
         figures: json!(figures),
         table,
         targets,
         notes: vec![
             "Same kernel, machine, disk and verity root; by the kernel's own time stamps of \"Run /init as init \
-             process\" and systemd's first line in the real root. rustiot-init also takes the watchdog, reads the \
-             ledger, mounts state and data."
+             process\" and of a line that the real root's init writes first of all. rustiot-init also takes the \
+             watchdog, reads the ledger, and mounts state and data."
                 .into(),
         ],
     }
@@ -253,7 +251,7 @@ fn size(lab: &Lab, image: &Image, baseline: &Baseline) -> Result<Part> {
     let notes = vec![
         "All were asked for the same modules and nothing else (Debian's hold them as .ko.xz, ours uncompressed and \
          with a network driver for rescue). initramfs-tools: MODULES=list, BUSYBOX=auto, a hook for veritysetup. \
-         dracut --no-hostonly --drivers: modules dash base dm rootfs-block udev-rules and a hook for veritysetup; with \
+         dracut --no-hostonly --drivers: modules dash base rootfs-block udev-rules, dmsetup and a hook for veritysetup; with \
          systemd: systemd-initrd, dracut-systemd, systemd-veritysetup instead of the hook."
             .into(),
     ];

@@ -5,18 +5,29 @@
 
 use crate::ctx::Ctx;
 use crate::device::{Device, HEALTHY};
-use crate::fixtures::{A, Release};
-use anyhow::{Context as _, Result, anyhow, ensure};
+use crate::fixtures::{A, File, Release};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_image::{Baseline, Generator, Image};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use testbed::{Disk, Machine, Off, Scratch};
 
-/// Release A, whose kernel tells on the console when init is started and when systemd is.
-const TELLS: Release = Release {
-    cmdline: &["loglevel=7", "printk.time=1", "printk.devkmsg=on"],
-    ..Release::new("tells", A.version)
+/// What the kernel is told in all measured boots: to say on the console what it does, with its time.
+const TELLS: &[&str] = &["loglevel=7", "printk.time=1", "printk.devkmsg=on"];
+
+/// Release A that tells.
+const WHOLE: Release = Release { cmdline: TELLS, ..Release::new("tells", A.version) };
+
+/// Release A whose systemd does nothing but say that it was started: the instant of `switch_root`, the same for every
+/// initramfs, without the time that systemd takes until its own first words.
+const MARKED: Release = Release {
+    cmdline: TELLS,
+    files: &[File::Program(
+        "usr/lib/systemd/systemd",
+        "#!/bin/sh\necho 'rustiot-bench: the real init runs' > /dev/kmsg\nwhile :; do sleep 3600; done\n",
+    )],
+    ..Release::new("marked", A.version)
 };
 
 /// The partition that the firmware starts, and the one with the root.
@@ -27,8 +38,8 @@ const ROOT: &str = "root-a";
 const HAND_OVER: &str = "BdsDxe: starting Boot|Starting kernel";
 /// The kernel's words before it starts the initramfs' program (Linux: init/main.c).
 const INIT: &str = r"\[ *\d+\.\d+\] Run /init as init process";
-/// systemd's first words (systemd: src/core/main.c).
-const SYSTEMD: &str = r"\[ *\d+\.\d+\] systemd\[1\]: systemd \S+ running in system mode";
+/// The first words in the real root of [`MARKED`].
+const SWITCHED: &str = r"\[ *\d+\.\d+\] rustiot-bench: the real init runs";
 
 /// What is booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -42,14 +53,12 @@ pub enum System {
     Stock,
 }
 
-/// One boot, milliseconds.
+/// One boot, milliseconds since the firmware's last words.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Boot {
-    /// From the start of `/init` of the initramfs to systemd's first words in the real root, by the kernel's clock.
-    pub init: f64,
-    /// From the firmware's last words to `multi-user.target` and a running ssh server, where that was waited for.
-    pub multi_user: Option<f64>,
-    /// From there to all evidence of health collected; RustIoT OS only.
+    /// Until `multi-user.target` and a running ssh server.
+    pub multi_user: f64,
+    /// Until all evidence of health is collected; RustIoT OS only.
     pub healthy: Option<f64>,
 }
 
@@ -65,7 +74,6 @@ pub struct Service {
 /// Machines that are ready to be timed.
 pub struct Bench<'a> {
     ctx: &'a Ctx<'a>,
-    image: Image,
     /// A healthy machine that was shut down in good order.
     settled: Off,
     dir: Scratch,
@@ -74,44 +82,58 @@ pub struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// Brings up what all measurements start from.
     pub fn new(ctx: &'a Ctx<'a>) -> Result<Self> {
-        let image = ctx.fixtures.image(ctx.lab, ctx.board, &TELLS)?;
         let settled = ctx.healthy()?.power_off(HEALTHY).context("cannot shut a healthy machine down")?;
-        Ok(Bench { ctx, image, settled, dir: ctx.machine_dir()? })
+        Ok(Bench { ctx, settled, dir: ctx.machine_dir()? })
     }
 
-    /// The image of ours that is measured.
-    pub fn image(&self) -> &Image {
-        &self.image
+    fn image(&self, release: &Release) -> Result<Image> {
+        self.ctx.fixtures.image(self.ctx.lab, self.ctx.board, release)
     }
 
-    /// The disk that `system` boots from, never to be written. `baseline` makes those of Debian.
-    pub fn disk(&self, system: System, baseline: Option<&Baseline>) -> Result<PathBuf> {
-        let lab = self.ctx.lab;
-        let baseline = || baseline.ok_or_else(|| anyhow!("there is no baseline for this board"));
+    /// The disk for [`Bench::initramfs`] of `system`, never to be written: always the same but for the boot image.
+    pub fn initramfs_disk(&self, system: System, baseline: &Baseline) -> Result<PathBuf> {
+        let (lab, image) = (self.ctx.lab, self.image(&MARKED)?);
+        let marked = self.dir.file("marked.qcow2");
+        if !marked.exists() {
+            Disk::overlay(&lab.tools(), self.settled.disk.path(), &marked, None)?;
+            self.put(&image.root, ROOT, &marked)?;
+        }
         let boot = match system {
-            System::RustIot => self.image.boot.clone(),
+            System::RustIot => image.boot,
             System::Verity(generator) => {
-                let boot = self.dir.file(&format!("{generator:?}.boot"));
-                baseline()?.boot_image(&lab.context, &lab.toolbox, &self.image, generator, ROOT, &boot)?;
+                let boot = self.dir.file(&format!("{}.boot", name(system)));
+                baseline.boot_image(&lab.context, &lab.toolbox, &image, generator, ROOT, &boot)?;
                 boot
             }
-            System::Stock => {
-                let disk = self.dir.file("stock.img");
-                let key = lab.ssh_key()?.public;
-                let progress = &rustiot_image::Plain;
-                baseline()?.stock_disk(&lab.context, &lab.toolbox, &self.image, &key, &disk, progress)?;
-                return self.warm(&disk);
-            }
+            System::Stock => bail!("a stock Debian has no verity root"),
         };
         let disk = self.dir.file(&format!("{}.qcow2", name(system)));
-        Disk::overlay(&lab.tools(), self.settled.disk.path(), &disk, None)?;
-        self.put(&boot, self.ctx.partition(BOOT)?, &disk)?;
+        Disk::overlay(&lab.tools(), &marked, &disk, None)?;
+        self.put(&boot, BOOT, &disk)?;
         Ok(disk)
     }
 
-    /// Writes the file `from` to byte `at` of the qcow2 file `disk`.
-    fn put(&self, from: &Path, at: u64, disk: &Path) -> Result<()> {
-        let bytes = std::fs::metadata(from).context("cannot read a boot image")?.len().next_multiple_of(512);
+    /// The disk of a RustIoT OS for [`Bench::boot`], never to be written.
+    pub fn our_disk(&self) -> Result<PathBuf> {
+        let disk = self.dir.file("whole.qcow2");
+        Disk::overlay(&self.ctx.lab.tools(), self.settled.disk.path(), &disk, None)?;
+        self.put(&self.image(&WHOLE)?.boot, BOOT, &disk)?;
+        Ok(disk)
+    }
+
+    /// The disk of a stock Debian for [`Bench::boot`], never to be written.
+    pub fn stock_disk(&self, baseline: &Baseline) -> Result<PathBuf> {
+        let lab = self.ctx.lab;
+        let (disk, key) = (self.dir.file("stock.img"), lab.ssh_key()?.public);
+        let (image, progress) = (self.image(&WHOLE)?, &rustiot_image::Plain);
+        baseline.stock_disk(&lab.context, &lab.toolbox, &image, &key, &disk, progress)?;
+        self.warm(&disk)
+    }
+
+    /// Writes the file `from` to `partition` of the qcow2 file `disk`.
+    fn put(&self, from: &Path, partition: &str, disk: &Path) -> Result<()> {
+        let at = self.ctx.partition(partition)?;
+        let bytes = std::fs::metadata(from).context("cannot read an image")?.len().next_multiple_of(512);
         let command = format!("write -q -s {} {at} {bytes}", from.display());
         self.ctx.lab.tools().run("qemu-io", &["-f", "qcow2", "-c", &command, &disk.to_string_lossy()])?;
         Ok(())
@@ -128,38 +150,42 @@ impl<'a> Bench<'a> {
         Ok(warmed)
     }
 
-    /// Boots `disk` once. `whole` waits until everything runs, otherwise the power is cut at systemd's first words.
-    pub fn boot(&self, system: System, disk: &Path, whole: bool) -> Result<Boot> {
+    fn power_on(&self, system: System, disk: &Path) -> Result<Machine> {
         let dir = self.ctx.machine_dir()?;
         let overlay = Disk::overlay(&self.ctx.lab.tools(), disk, &dir.file("disk.qcow2"), None)?;
         let off = Off::new(self.ctx.lab.spec(self.ctx.board)?, overlay, dir)?;
         if system == System::RustIot && self.settled.vars().is_file() {
             std::fs::copy(self.settled.vars(), off.vars()).context("cannot copy the firmware's variables")?;
         }
-        let machine = off.power_on()?;
-        let console = machine.console();
-        console.expect(HAND_OVER, HEALTHY)?;
+        Ok(off.power_on()?)
+    }
+
+    /// Boots `disk` once, up to the real root: milliseconds from the start of the initramfs' `/init` to that of the real
+    /// one, by the kernel's clock.
+    pub fn initramfs(&self, system: System, disk: &Path) -> Result<f64> {
+        let machine = self.power_on(system, disk)?;
+        let init = stamp(&machine.console().expect(INIT, HEALTHY)?)?;
+        let switched = stamp(&machine.console().expect(SWITCHED, HEALTHY)?)?;
+        Ok(switched - init)
+    }
+
+    /// Boots `disk` once, until everything runs.
+    pub fn boot(&self, system: System, disk: &Path) -> Result<Boot> {
+        let machine = self.power_on(system, disk)?;
+        machine.console().expect(HAND_OVER, HEALTHY)?;
         let handed = Instant::now();
-        let init = stamp(&console.expect(INIT, HEALTHY)?)?;
-        // By now this much later than the hand-over, the kernel's clock says `init`.
+        let init = stamp(&machine.console().expect(INIT, HEALTHY)?)?;
+        // So long after the hand-over the kernel's clock says `init`.
         let started = handed.elapsed().as_secs_f64() * 1e3;
-        if system == System::Verity(Generator::DracutSystemd) {
-            // The systemd of the initramfs itself.
-            console.expect(SYSTEMD, HEALTHY)?;
-        }
-        let systemd = stamp(&console.expect(SYSTEMD, HEALTHY)?)?;
-        let mut boot = Boot { init: systemd - init, multi_user: None, healthy: None };
-        if whole {
-            let since_hand_over = |at: f64| at - init + started;
-            boot.multi_user = Some(since_hand_over(up(&machine, &["multi-user.target", "ssh.service"])?));
-            if system == System::RustIot {
-                boot.healthy = Some(since_hand_over(up(&machine, &["boot-complete.target"])?));
-            }
-            let said = machine.ssh(&self.ctx.lab.ssh_key()?.private, "true")?;
-            ensure!(said.ok(), "{} cannot be reached by ssh: {}", name(system), said.stderr);
-        }
-        drop(machine.power_cut());
-        Ok(boot)
+        let since_hand_over = |at: f64| at - init + started;
+        let multi_user = since_hand_over(up(&machine, &["multi-user.target", "ssh.service"])?);
+        let healthy = match system {
+            System::RustIot => Some(since_hand_over(up(&machine, &["boot-complete.target"])?)),
+            _ => None,
+        };
+        let said = machine.ssh(&self.ctx.lab.ssh_key()?.private, "true")?;
+        ensure!(said.ok(), "{} cannot be reached by ssh: {}", name(system), said.stderr);
+        Ok(Boot { multi_user, healthy })
     }
 
     /// Memory of our services on a healthy machine that has nothing to do.
