@@ -7,6 +7,9 @@ PACKAGE_ARCH = "${MACHINE_ARCH}"
 inherit packagegroup
 
 RDEPENDS:${PN} = " \
+    ${MACHINE_ESSENTIAL_EXTRA_RDEPENDS} \
+    ${RUSTIOT_ENGINE_PACKAGES} \
+    ${RUSTIOT_WIFI_PACKAGES} \
     base-files \
     base-passwd \
     busybox \
@@ -28,9 +31,8 @@ RDEPENDS:${PN} = " \
     udev \
     util-linux-mount \
 "
-RDEPENDS:${PN} += "${@bb.utils.contains('DISTRO_FEATURES', 'wifi', 'iwd wireless-regdb-static', '', d)}"
-# nooelint: oelint.vars.dependsordered
-RDEPENDS:${PN} += "${MACHINE_ESSENTIAL_EXTRA_RDEPENDS}"
-# The engine's rules; from a layer that not every build has.
-RDEPENDS:${PN} += "${@bb.utils.contains('BBFILE_COLLECTIONS', 'networking-layer', 'nftables', '', d)}"
 RRECOMMENDS:${PN} = "${MACHINE_ESSENTIAL_EXTRA_RRECOMMENDS}"
+
+RUSTIOT_WIFI_PACKAGES = "${@bb.utils.contains('DISTRO_FEATURES', 'wifi', 'iwd wireless-regdb-static', '', d)}"
+# The engine's rules; from a layer that not every build has.
+RUSTIOT_ENGINE_PACKAGES = "${@bb.utils.contains('BBFILE_COLLECTIONS', 'networking-layer', 'nftables', '', d)}"

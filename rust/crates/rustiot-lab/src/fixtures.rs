@@ -18,6 +18,9 @@ use testbed::{Disk, FileServer, Off, Snapshot};
 /// The medium that lab machines have: more than the image, so that `data` has room to grow. Bytes.
 const MEDIUM: u64 = 2 << 30;
 
+/// How long fixtures stay that today's inputs no longer make: another clone may use them.
+const KEEP_FOR: Duration = Duration::from_secs(3 * 24 * 3600);
+
 /// A release of the OS, good or bad in a chosen way.
 #[derive(Debug, Clone, Copy)]
 pub struct Release {
@@ -209,7 +212,9 @@ impl Fixtures {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
-        Ok(dir.join(format!("{name}-{:016x}.{kind}", hasher.finish())))
+        let path = dir.join(format!("{name}-{:016x}.{kind}", hasher.finish()));
+        forget_old(&dir, &format!("{name}-"), &format!(".{kind}"), &path);
+        Ok(path)
     }
 
     /// Runs `make` while no other thread does for the same `name`. What failed once is not tried
@@ -224,6 +229,20 @@ impl Fixtures {
             bail!("as before: {why}");
         }
         make().inspect_err(|error| *failed = Some(format!("{error:#}")))
+    }
+}
+
+/// Removes what earlier inputs made, when it is old: a cache must not fill the disk. What cannot be
+/// removed is left for the next time.
+fn forget_old(dir: &Path, prefix: &str, suffix: &str, keep: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let ours = name.to_str().is_some_and(|n| n.starts_with(prefix) && n.ends_with(suffix));
+        let made = entry.metadata().and_then(|meta| meta.modified()).ok();
+        let old = made.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > KEEP_FOR);
+        if ours && old && path != keep {
+            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        }
     }
 }
 
@@ -270,6 +289,22 @@ mod tests {
         assert_eq!(mode & 0o777, 0o755);
         let link = dir.path().join("usr/lib/systemd/system/sshd.service");
         assert_eq!(std::fs::read_link(link).unwrap(), Path::new("/dev/null"));
+    }
+
+    #[test]
+    fn only_old_fixtures_of_the_same_kind_are_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let long_ago = std::time::SystemTime::now() - KEEP_FOR * 2;
+        for name in ["a-1.img", "a-2.img", "a-3.raucb", "ab-1.img"] {
+            let file = std::fs::File::create(dir.path().join(name)).unwrap();
+            file.set_modified(long_ago).unwrap();
+        }
+        std::fs::write(dir.path().join("a-4.img"), "young").unwrap();
+        forget_old(dir.path(), "a-", ".img", &dir.path().join("a-1.img"));
+        let mut left: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["a-1.img", "a-3.raucb", "a-4.img", "ab-1.img"]);
     }
 
     #[test]
