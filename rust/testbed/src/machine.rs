@@ -194,7 +194,7 @@ impl Off {
             qmp.run("migrate-incoming", json!({"uri": uri}))?;
             migrated(&qmp)?;
         }
-        let ssh_port = forwarded_port(&qmp.human("info usernet")?);
+        let ssh_port = forwarded_port(&qmp.human("info usernet")?, 22);
         qmp.run("cont", json!({}))?;
         let ssh_port = ssh_port
             .ok_or(Error::Protocol { from: "QEMU", text: "no forwarded port in info usernet".into() })?;
@@ -331,6 +331,13 @@ impl Machine {
         let hung = gdb::hang(&socket, arch, within);
         self.qmp.human("gdbserver none")?;
         hung
+    }
+
+    /// Makes the guest's TCP port `guest` reachable; the port of 127.0.0.1 that leads to it.
+    pub fn forward(&self, guest: u16) -> Result<u16> {
+        self.qmp.human(&format!("hostfwd_add net0 tcp:127.0.0.1:0-:{guest}"))?;
+        forwarded_port(&self.qmp.human("info usernet")?, guest)
+            .ok_or(Error::Protocol { from: "QEMU", text: format!("port {guest} is not forwarded") })
     }
 
     /// Plugs the network cable in or pulls it out.
@@ -593,10 +600,12 @@ fn migrated(qmp: &Qmp) -> Result<()> {
 }
 
 /// The host port in a line like `TCP[HOST_FORWARD]  12  127.0.0.1 40123  10.0.2.15  22 …`.
-fn forwarded_port(usernet: &str) -> Option<u16> {
-    let line = usernet.lines().find(|line| line.contains("HOST_FORWARD"))?;
-    let mut words = line.split_whitespace().skip_while(|word| *word != "127.0.0.1");
-    words.nth(1)?.parse().ok()
+fn forwarded_port(usernet: &str, guest: u16) -> Option<u16> {
+    usernet.lines().filter(|line| line.contains("HOST_FORWARD")).find_map(|line| {
+        let mut words = line.split_whitespace().skip_while(|word| *word != "127.0.0.1").skip(1);
+        let host = words.next()?.parse().ok()?;
+        (words.nth(1)?.parse() == Ok(guest)).then_some(host)
+    })
 }
 
 fn flip(tools: &Tools, target: &[&str], offset: u64, bit: u8) -> Result<()> {
@@ -661,8 +670,8 @@ mod tests {
         let text = "Hub -1 (net0):\n  Protocol[State]    FD  Source Address  Port   Dest. Address  \
             Port RecvQ SendQ\n  TCP[HOST_FORWARD]  15       127.0.0.1 37145       10.0.2.15    22 \
             0     0\n";
-        assert_eq!(forwarded_port(text), Some(37145));
-        assert_eq!(forwarded_port("nothing"), None);
+        assert_eq!(forwarded_port(text, 22), Some(37145));
+        assert_eq!(forwarded_port("nothing", 22), None);
     }
 
     #[test]
@@ -696,7 +705,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_usernet_text_is_parsed_or_refused(text in "(.*HOST_FORWARD.*127.0.0.1 .*)|.*") {
-            let _ = forwarded_port(&text);
+            let _ = forwarded_port(&text, 22);
         }
     }
 }

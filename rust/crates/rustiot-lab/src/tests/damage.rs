@@ -6,6 +6,7 @@ use crate::fixtures::{A, B};
 use crate::runner::LabTest;
 use crate::tests::update;
 use anyhow::{Context as _, Result, ensure};
+use std::io::{Read as _, Write as _};
 use testbed::Off;
 
 pub(super) const TESTS: &[LabTest] = &[
@@ -132,9 +133,21 @@ fn stays_in_rescue_when_both_roots_are_gone(ctx: &mut Ctx) -> Result<()> {
     let machine = off.power_on()?;
     machine.console().expect("rustiot-init: rescue", HEALTHY)?;
     let mark = machine.mark();
-    machine.console().expect(r"rustiot-init: rescue.* (10\.0\.2\.\d+)", HEALTHY)?;
+    machine.console().expect(r"rustiot-init: rescue level=2 address=10\.0\.2\.\d+ ", HEALTHY)?;
+    let page = get(machine.forward(80)?, "/status.json")?;
+    ensure!(page.contains("the root of slot"), "the page does not say why: {page}");
     ensure!(machine.events(mark).iter().all(|event| event.name != "RESET"), "it reboots in a loop");
     Ok(())
+}
+
+/// What a web server answers.
+fn get(port: u16, path: &str) -> Result<String> {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).context("cannot connect")?;
+    stream.set_read_timeout(Some(COMMAND)).context("cannot set a timeout")?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").context("cannot ask")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("no answer")?;
+    Ok(answer)
 }
 
 fn survives_the_loss_of_its_state(ctx: &mut Ctx) -> Result<()> {

@@ -8,13 +8,13 @@ use crate::runner::LabTest;
 use crate::tests::update;
 use anyhow::{Context as _, Result, ensure};
 use std::path::Path;
-use testbed::FileServer;
+use testbed::{FileServer, partition_bytes};
 
 pub(super) const TESTS: &[LabTest] = &[
     LabTest {
         name: "refuses_bundles_that_are_damaged_or_not_ours",
         boards: &[],
-        promise: "Random bytes, truncated, altered and wrongly signed bundles are each refused by name; nothing is written.",
+        promise: "Random bytes, truncated, altered, wrongly signed, plain-format, oversized bundles and those of another board are each refused by name; nothing is written.",
         tags: &[],
         run: refuses_bundles_that_are_damaged_or_not_ours,
     },
@@ -49,21 +49,29 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
     *signature.get_mut(at).context("a short bundle")? ^= 0x10;
     put("signature.raucb", &signature)?;
     foreign_signature(ctx, &bundle, &www.join("foreign.raucb"))?;
+    let ours = &ctx.board.compatible;
+    crafted(ctx, "rustiot-toaster", "verity", 4096, &www.join("board.raucb"))?;
+    crafted(ctx, ours, "plain", 4096, &www.join("plain.raucb"))?;
+    let room = partition_bytes(&ctx.fixtures.base(ctx.lab, ctx.board)?, "root-b")?;
+    crafted(ctx, ours, "verity", room.saturating_add(4096), &www.join("oversized.raucb"))?;
     let server = FileServer::start(&www)?;
-    for (name, status) in [
-        ("random.raucb", 5),
-        ("empty.raucb", 5),
-        ("truncated.raucb", 5),
-        ("signature.raucb", 5),
-        ("foreign.raucb", 5),
-        ("absent.raucb", 1),
+    for (name, status, words) in [
+        ("random.raucb", 5, ""),
+        ("empty.raucb", 5, ""),
+        ("truncated.raucb", 5, ""),
+        ("signature.raucb", 5, "signature"),
+        ("foreign.raucb", 5, "signature"),
+        ("plain.raucb", 5, "plain"),
+        ("board.raucb", 3, "rustiot-toaster"),
+        ("oversized.raucb", 3, "root"),
+        ("absent.raucb", 1, ""),
     ] {
         let output = machine.install(&server.guest_url(name))?;
+        let said = output.stderr.trim();
         ensure!(
-            output.status == status && !output.stderr.trim().is_empty(),
-            "{name}: exit code {} and {}",
+            output.status == status && !said.is_empty() && said.contains(words),
+            "{name}: exit code {} and {said}",
             output.status,
-            output.stderr
         );
         let why = machine.sh("rustiot update why")?;
         ensure!(why.contains(name), "{name}: why says {why}");
@@ -71,6 +79,40 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
     ensure!(machine.sh("rustiot slots --json")? == before.1, "the slots changed");
     ensure!(machine.boot()?.boot_id == before.0.boot_id, "the device rebooted");
     Ok(())
+}
+
+/// A bundle signed by our own CA for `compatible` in `format`, with a root of `root` zero bytes.
+fn crafted(ctx: &Ctx, compatible: &str, format: &str, root: u64, to: &Path) -> Result<()> {
+    let dir = ctx.dir().join(format!("crafted-{compatible}-{format}-{root}"));
+    let content = dir.join("content");
+    std::fs::create_dir_all(&content).context("cannot make a directory")?;
+    for (name, bytes) in [("root.img", root), ("boot.img", 4096)] {
+        let file = std::fs::File::create(content.join(name)).context("cannot make an image")?;
+        file.set_len(bytes).context("cannot size an image")?;
+    }
+    let manifest = format!(
+        "[update]\ncompatible={compatible}\nversion=1.9.0\n\n[bundle]\nformat={format}\n\n\
+         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n"
+    );
+    std::fs::write(content.join("manifest.raucm"), manifest).context("cannot write a manifest")?;
+    let signer = ctx.fixtures.signer(ctx.lab)?;
+    let keyring = signer.keyring.to_string_lossy().into_owned();
+    let config = config(&dir, &keyring)?;
+    let (content, to) = (content.to_string_lossy(), to.to_string_lossy());
+    let keys = ["--cert", &signer.cert, "--key", &signer.key, "--signing-keyring", &keyring];
+    let args = [&["bundle", "--conf", &config], &keys[..], &[&content, &to]].concat();
+    ctx.lab.tools().run("rauc", &args)?;
+    Ok(())
+}
+
+/// RAUC checks what it signed; our certificates sign code and nothing else.
+fn config(dir: &Path, keyring: &str) -> Result<String> {
+    let path = dir.join("system.conf");
+    let text = format!(
+        "[system]\ncompatible=x\nbootloader=noop\n[keyring]\npath={keyring}\ncheck-purpose=codesign\n"
+    );
+    std::fs::write(&path, text).context("cannot write RAUC's configuration")?;
+    Ok(path.to_string_lossy().into_owned())
 }
 
 /// `bundle` signed anew by a certificate authority that no device knows.
@@ -81,7 +123,8 @@ fn foreign_signature(ctx: &Ctx, bundle: &Path, to: &Path) -> Result<()> {
     let ours = ctx.fixtures.signer(ctx.lab)?.keyring;
     let (from, to, ours) = (bundle.to_string_lossy(), to.to_string_lossy(), ours.to_string_lossy());
     let keys = ["--cert", &cert, "--key", &key, "--keyring", &ours, "--signing-keyring", &theirs];
-    let args = [&["resign"], &keys[..], &[&from, &to]].concat();
+    let config = config(&dir, &ours)?;
+    let args = [&["resign", "--conf", &config], &keys[..], &[&from, &to]].concat();
     ctx.lab.tools().run("rauc", &args)?;
     Ok(())
 }
