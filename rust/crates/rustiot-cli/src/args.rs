@@ -194,7 +194,7 @@ pub struct Test {
     /// The short run: what every change gets
     #[arg(long)]
     pub quick: bool,
-    /// Machines at once [default: one more than processors, since some always wait]
+    /// Machines at once [default: one a processor]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,
     #[command(flatten)]
