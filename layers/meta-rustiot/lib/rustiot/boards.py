@@ -148,3 +148,10 @@ def root_modules(modules_file, board):
 def module_package(name):
     """OE's name of the package with the module `name`."""
     return "kernel-module-" + name.replace("_", "-").lower()
+
+
+def wifi_firmware(features, recommended):
+    """Those of a machine's recommended packages that are firmware, if the distribution has Wi-Fi."""
+    if "wifi" not in (features or "").split():
+        return ""
+    return " ".join(package for package in (recommended or "").split() if "firmware" in package)

@@ -6,5 +6,6 @@ HOMEPAGE = "https://rustiot.org"
 inherit packagegroup rustiot_board
 
 RRECOMMENDS:${PN} = "${@rustiot_said(d, rustiot.adapters.module_packages)}"
-# What drivers of this board load, as far as its licence was accepted (kas/eula).
-RRECOMMENDS:${PN} += "${@' '.join(p for p in (d.getVar('MACHINE_EXTRA_RRECOMMENDS') or '').split() if 'firmware' in p)}"
+# What drivers of this board load (conf/rustiot). To BitBake a recommendation must be there as a dependency must, so
+# firmware whose licence has to be accepted first is named only with the feature that wants it.
+RRECOMMENDS:${PN} += "${RUSTIOT_BOARD_FIRMWARE}"

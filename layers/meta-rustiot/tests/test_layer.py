@@ -1,0 +1,220 @@
+#
+# Copyright RustIoT OS contributors
+#
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+"""What must agree: boards, kas files, machine settings, documentation, and what the lab image does with the same files."""
+
+import os
+import re
+import sys
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+LAYER = os.path.normpath(os.path.join(HERE, ".."))
+REPO = os.path.normpath(os.path.join(LAYER, "../.."))
+sys.path.insert(0, os.path.join(LAYER, "lib"))
+
+from rustiot import boards  # noqa: E402
+
+DIRECTORIES = [os.path.join(REPO, "conf/boards"), os.path.join(LAYER, "files/boards")]
+# The issue's list: each has a kas file and a board file.
+WANTED = """
+    raspberrypi-zero-2w raspberrypi3-64 raspberrypi4-64 raspberrypi5 beaglebone-black beagleplay jetson-orin-nano
+    jetson-agx-orin qemux86-64 qemuarm64 qemuarm genericx86-64 genericarm64 imx8mp-evk rock-5b visionfive2
+""".split()
+
+
+def read(*path):
+    with open(os.path.join(REPO, *path), encoding="utf-8") as file:
+        return file.read()
+
+
+def kas_files(top=""):
+    """Paths below kas/."""
+    found = []
+    for directory, _, names in os.walk(os.path.join(REPO, "kas", top)):
+        found += [os.path.relpath(os.path.join(directory, n), REPO) for n in names if n.endswith(".yml")]
+    return sorted(found)
+
+
+def kas_boards():
+    """Board to the text of its kas file."""
+    names = [p for p in kas_files() if p.count("/") == 1 and not p.endswith((".lock.yml", "/base.yml"))]
+    return {os.path.basename(p)[:-4]: read(p) for p in names}
+
+
+def values(text):
+    """Plain assignments of a BitBake file."""
+    return dict(re.findall(r'^([A-Z_]+) \??= "([^"]*)"', text, re.MULTILINE))
+
+
+def sources(prefix):
+    """Text of the layer's files whose names end with `prefix`."""
+    for directory, _, names in os.walk(LAYER):
+        for name in names:
+            if name.endswith(prefix):
+                path = os.path.join(directory, name)
+                with open(path, encoding="utf-8") as file:
+                    yield path, file.read()
+
+
+class Boards(unittest.TestCase):
+    def test_every_wanted_board_is_there(self):
+        self.assertEqual(set(WANTED) - set(kas_boards()), set())
+
+    def test_kas_file_machine_settings_and_board_file_agree(self):
+        for name, text in kas_boards().items():
+            machine = re.search(r"^machine: (\S+)$", text, re.MULTILINE).group(1)
+            settings = values(read("layers/meta-rustiot/conf/rustiot", machine + ".inc"))
+            board = boards.load(boards.find(name, DIRECTORIES))
+            self.assertEqual(settings["RUSTIOT_BOARD"], name)
+            self.assertEqual(settings["RUSTIOT_LOADER"], board["boot"]["loader"])
+            self.assertEqual("RUSTIOT_UBOOT_BOARD_CFG" in settings, board["boot"]["loader"] == "uboot", name)
+            for key, directory in (("RUSTIOT_KERNEL_BOARD_CFG", "recipes-kernel/linux"), ("RUSTIOT_UBOOT_BOARD_CFG", "recipes-bsp/u-boot")):
+                if key in settings:
+                    self.assertTrue(os.path.isfile(os.path.join(LAYER, directory, "files", settings[key])), settings[key])
+
+    def test_every_board_file_has_a_kas_file_and_the_other_way_round(self):
+        files = {n[:-5] for d in DIRECTORIES for n in os.listdir(d)}
+        self.assertEqual(files, set(kas_boards()))
+        machines = {re.search(r"^machine: (\S+)$", t, re.MULTILINE).group(1) for t in kas_boards().values()}
+        self.assertEqual({n[:-4] for n in os.listdir(os.path.join(LAYER, "conf/rustiot"))}, machines)
+
+    def test_a_device_tree_comes_from_somewhere(self):
+        for name, text in kas_boards().items():
+            machine = re.search(r"^machine: (\S+)$", text, re.MULTILINE).group(1)
+            board = boards.load(boards.find(name, DIRECTORIES))
+            if board["boot"]["loader"] == "uboot":
+                own = "RUSTIOT_FIT_DTB" in values(read("layers/meta-rustiot/conf/rustiot", machine + ".inc"))
+                hook = any(h.startswith("dtb-") for h in board["boot"]["uboot"]["hooks"])
+                self.assertNotEqual(own, hook, name)
+
+    def test_every_board_has_its_row_in_the_documentation(self):
+        text = read("docs/boards.md")
+        for name in kas_boards():
+            self.assertIn("`%s`" % name, text)
+
+
+class Kas(unittest.TestCase):
+    def test_every_layer_is_locked_to_a_commit(self):
+        locked = {}
+        for path in kas_files():
+            if path.endswith(".lock.yml"):
+                self.assertTrue(os.path.exists(os.path.join(REPO, path.replace(".lock.yml", ".yml"))), path)
+                locked[path] = dict(re.findall(r"^    (\S+):\n      commit: ([0-9a-f]{40})$", read(path), re.MULTILINE))
+        known = {}
+        for commits in locked.values():
+            for repo, commit in commits.items():
+                self.assertEqual(known.setdefault(repo, commit), commit, repo)
+        for path in kas_files():
+            for repo in re.findall(r"^  (\S+):\n    url:", read(path), re.MULTILINE):
+                self.assertIn(repo, locked.get(path.replace(".yml", ".lock.yml"), {}), path)
+
+    def test_includes_exist(self):
+        for path in kas_files():
+            for include in re.findall(r"^    - (kas/\S+\.yml)$", read(path), re.MULTILINE):
+                self.assertTrue(os.path.exists(os.path.join(REPO, include)), "%s: %s" % (path, include))
+
+    def test_licences_are_accepted_by_people_only(self):
+        for path in kas_files():
+            if not path.startswith("kas/eula/"):
+                self.assertNotRegex(read(path), "ACCEPT_FSL_EULA|LICENSE_FLAGS_ACCEPTED", path)
+        for path, text in sources((".conf", ".inc", ".bbclass", ".bb")):
+            self.assertNotRegex(text, "ACCEPT_FSL_EULA|LICENSE_FLAGS_ACCEPTED", path)
+
+    def test_the_menu_offers_every_board(self):
+        text = read("Kconfig")
+        for name in kas_boards():
+            self.assertIn('"kas/%s.yml"' % name, text)
+
+
+class SameAsTheLab(unittest.TestCase):
+    def test_users_have_the_lab_images_numbers(self):
+        lab = {}
+        for line in read("conf/lab/sysusers.conf").splitlines():
+            words = line.split()
+            if words and words[0] in ("u", "g"):
+                lab[words[1]] = int(words[2].split(":")[0])
+        for table, index in (("rustiot-passwd", 2), ("rustiot-group", 2)):
+            seen = {}
+            for line in read("layers/meta-rustiot/files", table).splitlines():
+                if line.startswith("#"):
+                    continue
+                fields = line.split(":")
+                number = int(fields[index])
+                self.assertNotIn(number, seen.values(), line)
+                seen[fields[0]] = number
+                if fields[0] in lab:
+                    self.assertEqual(number, lab[fields[0]], line)
+                else:
+                    self.assertGreaterEqual(number, 930, "%s: %s is not in conf/lab/sysusers.conf" % (table, fields[0]))
+            if table == "rustiot-group":
+                self.assertEqual(set(lab) - set(seen), set())
+
+    def test_what_another_package_owns_is_replaced_there(self):
+        recipe = read("layers/meta-rustiot/recipes-core/rustiot/rustiot-rootfs.bb")
+        owned = re.search(r'RUSTIOT_OWNED_ELSEWHERE = "(.*?)"', recipe, re.DOTALL).group(1).replace("\\", "").split()
+        appends = "".join(text for _, text in sources(".bbappend"))
+        for path in owned:
+            self.assertTrue(os.path.isfile(os.path.join(REPO, "conf/rootfs", path)), path)
+            self.assertIn("file://" + path.split("/", 1)[1] if path.startswith("etc/") else path.rpartition("/")[2], appends)
+
+    def test_services_have_the_lab_images_links(self):
+        recipe = read("layers/meta-rustiot/recipes-core/rustiot/rustiot-device.bb")
+        ours = values(recipe)["RUSTIOT_SERVICES"].split()
+        source = read("rust/crates/rustiot-image/src/root.rs")
+        block = re.search(r'for name in\s*\[("rustiot-provision".*?)\]', source, re.DOTALL).group(1)
+        self.assertEqual(ours, re.findall(r'"([^"]+)"', block))
+
+    def test_the_guard_is_compiled_with_the_same_flags(self):
+        recipe = read("layers/meta-rustiot/recipes-bsp/rustiot-guard/rustiot-guard.bb")
+        source = read("rust/crates/rustiot-image/src/guard.rs")
+        block = re.search(r"const CFLAGS[^=]*= \[(.*?)\];", source, re.DOTALL).group(1)
+        lab = [flag for flag in re.findall(r'"([^"]+)"', block) if not flag.startswith("-isystem")]
+        ours = re.search(r'GUARD_CFLAGS = "(.*?)"', recipe, re.DOTALL).group(1).replace("\\", "").split()
+        self.assertEqual(ours, lab)
+        sections = re.search(r"const SECTIONS[^=]*= \[(.*?)\];", source, re.DOTALL).group(1)
+        self.assertEqual(values(recipe)["GUARD_SECTIONS"].split(), re.findall(r'"([^"]+)"', sections))
+
+    def test_constants_of_the_images_are_the_labs(self):
+        root = read("rust/crates/rustiot-image/src/root.rs")
+        image = read("layers/meta-rustiot/classes-recipe/rustiot_image.bbclass")
+        self.assertIn(re.search(r'ROOT_UUID: &str = "([^"]+)"', root).group(1), image)
+        epoch = re.search(r"EPOCH: u64 = ([0-9_]+);", root).group(1).replace("_", "")
+        self.assertIn('RUSTIOT_EPOCH ?= "%s"' % epoch, read("layers/meta-rustiot/conf/distro/include/rustiot-paths.inc"))
+        boot = read("rust/crates/rustiot-image/src/boot.rs")
+        self.assertIn(re.search(r'VOLUME_ID: &str = "([^"]+)"', boot).group(1), image)
+
+    def test_the_version_is_the_workspaces(self):
+        version = re.search(r'^version = "([^"]+)"', read("rust/Cargo.toml"), re.MULTILINE).group(1)
+        self.assertIn('RUSTIOT_VERSION ?= "%s"' % version, read("layers/meta-rustiot/conf/distro/include/rustiot-paths.inc"))
+
+    def test_rauc_gets_what_its_contract_says(self):
+        recipe = read("layers/meta-rustiot/dynamic-layers/rauc/recipes-core/bundles/rustiot-bundle.bb")
+        self.assertEqual(values(recipe)["RAUC_BUNDLE_FORMAT"], "verity")
+        self.assertIn("check-purpose=codesign", recipe)
+        self.assertIn("check-purpose=codesign", read("conf/rauc/system.conf.in"))
+        config = read("layers/meta-rustiot/dynamic-layers/rauc/recipes-core/rauc/rauc-conf-rustiot.inc")
+        self.assertEqual(set(re.findall(r"@([A-Z]+)@", read("conf/rauc/system.conf.in"))) - {"COMPATIBLE"}, set())
+        self.assertIn("@COMPATIBLE@", config)
+
+
+class Layer(unittest.TestCase):
+    def test_nothing_of_another_layer_changes_without_our_distribution(self):
+        for path, text in sources(".bbappend"):
+            for line in text.splitlines():
+                if re.match(r"^[A-Z_]+[a-zA-Z_:${}-]* *[:+.?]*=", line):
+                    self.assertIn(":rustiot", line.split("=")[0], "%s: %s" % (path, line))
+                if re.match(r"^do_\w+\S* *\(\)", line):
+                    self.assertIn(":rustiot", line.split("(")[0], "%s: %s" % (path, line))
+                if line.startswith(("require", "inherit")):
+                    self.assertIn("d.getVar('DISTRO')", line, "%s: %s" % (path, line))
+
+    def test_no_recipe_bears_the_name_of_the_override(self):
+        # `FILES:rustiot` would be a variable of the distribution, not of the package.
+        self.assertEqual([p for p, _ in sources(".bb") if os.path.basename(p).split("_")[0] == "rustiot.bb"], [])
+
+
+if __name__ == "__main__":
+    unittest.main()
