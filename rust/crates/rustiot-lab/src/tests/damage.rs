@@ -3,7 +3,7 @@
 use crate::ctx::Ctx;
 use crate::device::{COMMAND, Device, HEALTHY};
 use crate::fixtures::{A, B};
-use crate::runner::LabTest;
+use crate::runner::{LabTest, Tag};
 use crate::tests::update;
 use anyhow::{Context as _, Result, ensure};
 use std::io::{Read as _, Write as _};
@@ -14,56 +14,56 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "leaves_a_root_with_a_flipped_bit",
         boards: &[],
         promise: "One flipped bit of the running root is noticed when it is read; the other slot takes over and says why.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: leaves_a_root_with_a_flipped_bit,
     },
     LabTest {
         name: "leaves_a_committed_slot_that_cannot_be_opened",
         boards: &[],
         promise: "A committed slot whose root cannot be opened any more is left for the other one, without a loop.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: leaves_a_committed_slot_that_cannot_be_opened,
     },
     LabTest {
         name: "leaves_a_committed_slot_whose_boot_partition_is_gone",
         boards: &[],
         promise: "A committed slot whose kernel is gone is left for the other one.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: leaves_a_committed_slot_whose_boot_partition_is_gone,
     },
     LabTest {
         name: "stays_in_rescue_when_both_roots_are_gone",
         boards: &[],
         promise: "With no root left the initramfs stays up with an address and a page that says why; no loop.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: stays_in_rescue_when_both_roots_are_gone,
     },
     LabTest {
         name: "survives_the_loss_of_its_state",
         boards: &[],
         promise: "With the state partition destroyed the device comes up, makes a new one and says so.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: survives_the_loss_of_its_state,
     },
     LabTest {
         name: "survives_the_loss_of_its_data",
         boards: &[],
         promise: "With the data partition destroyed the device comes up healthy and says so.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: survives_the_loss_of_its_data,
     },
     LabTest {
         name: "survives_full_file_systems",
         boards: &[],
         promise: "With data and state full to the last byte the device boots, is reachable and can still be updated.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: survives_full_file_systems,
     },
     LabTest {
         name: "forgotten_firmware_variables_change_nothing",
         boards: &["qemux86-64"],
         promise: "A firmware that lost its variables boots some slot; the ledger's slot runs in the end.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: forgotten_firmware_variables_change_nothing,
     },
 ];

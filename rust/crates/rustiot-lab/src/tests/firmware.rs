@@ -2,7 +2,7 @@
 //! UEFI's side is firmware that we did not write; the tests of trials and damage cover it with real releases.
 
 use crate::ctx::Ctx;
-use crate::runner::LabTest;
+use crate::runner::{LabTest, Tag};
 use anyhow::{Context as _, Result, ensure};
 use rustiot_image::fit::{self, FitParts};
 use rustiot_loader::env::Env;
@@ -16,14 +16,14 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "uboot_spends_the_one_shot_before_the_kernel",
         boards: &["qemuarm64"],
         promise: "A kernel that hangs at its first instruction is reset by the watchdog, and the default slot starts.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: uboot_spends_the_one_shot_before_the_kernel,
     },
     LabTest {
         name: "uboot_starts_a_whole_slot_whatever_the_medium_holds",
         boards: &["qemuarm64"],
         promise: "Whatever is damaged, the boot script starts a whole slot, or says that there is none.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: uboot_starts_a_whole_slot_whatever_the_medium_holds,
     },
 ];

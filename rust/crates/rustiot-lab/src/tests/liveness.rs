@@ -2,7 +2,7 @@
 
 use crate::ctx::Ctx;
 use crate::device::{COMMAND, Device, HEALTHY};
-use crate::runner::LabTest;
+use crate::runner::{LabTest, Tag};
 use anyhow::{Result, ensure};
 
 pub(super) const TESTS: &[LabTest] = &[
@@ -10,14 +10,14 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "the_watchdog_fires_when_its_service_stalls",
         boards: &[],
         promise: "When the service that feeds the watchdog stalls, the hardware resets, and the device says that it did.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: the_watchdog_fires_when_its_service_stalls,
     },
     LabTest {
         name: "load_alone_does_not_fire_the_watchdog",
         boards: &[],
         promise: "All processors and all memory busy for longer than the watchdog's period: no reset.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: load_alone_does_not_fire_the_watchdog,
     },
 ];

@@ -2,7 +2,7 @@
 
 use crate::ctx::Ctx;
 use crate::device::Device;
-use crate::runner::LabTest;
+use crate::runner::{LabTest, Tag};
 use anyhow::{Result, ensure};
 
 pub(super) const TESTS: &[LabTest] = &[
@@ -10,21 +10,21 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "mistakes_in_the_configuration_cost_nothing",
         boards: &[],
         promise: "A typo, a wrong type and an unknown key are named with line and column; everything else applies, and the device is reachable.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: mistakes_in_the_configuration_cost_nothing,
     },
     LabTest {
         name: "a_configuration_that_is_no_toml_keeps_the_last_good_one",
         boards: &[],
         promise: "Half a file, or bytes that are no text, keep the last good values; the device is reachable.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: a_configuration_that_is_no_toml_keeps_the_last_good_one,
     },
     LabTest {
         name: "two_devices_from_one_image_are_different",
         boards: &[],
         promise: "Machine id, host name, device key and host keys of two devices from one image differ.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: two_devices_from_one_image_are_different,
     },
 ];

@@ -2,7 +2,7 @@
 
 use crate::ctx::Ctx;
 use crate::cuts::{Cut, Recording};
-use crate::runner::LabTest;
+use crate::runner::{LabTest, Tag};
 use anyhow::{Result, ensure};
 
 pub(super) const TESTS: &[LabTest] = &[
@@ -10,14 +10,14 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "survives_power_cuts_at_any_instant_of_an_update",
         boards: &[],
         promise: "Wherever in an update the power goes, the device comes back healthy, wholly old or wholly new.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: survives_power_cuts_at_any_instant_of_an_update,
     },
     LabTest {
         name: "a_first_boot_cut_at_each_step_finishes_at_the_next",
         boards: &[],
         promise: "Wherever in the first boot the power goes, the next one ends with all that a first boot makes.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: a_first_boot_cut_at_each_step_finishes_at_the_next,
     },
 ];

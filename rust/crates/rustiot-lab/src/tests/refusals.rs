@@ -4,7 +4,7 @@
 use crate::ctx::Ctx;
 use crate::device::Device;
 use crate::fixtures::{A, B, Release};
-use crate::runner::LabTest;
+use crate::runner::{LabTest, Tag};
 use crate::tests::update;
 use anyhow::{Context as _, Result, ensure};
 use std::path::Path;
@@ -15,14 +15,14 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "refuses_bundles_that_are_damaged_or_not_ours",
         boards: &[],
         promise: "Random bytes, truncated, altered, wrongly signed, plain-format, oversized bundles and those of another board are each refused by name; nothing is written.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: refuses_bundles_that_are_damaged_or_not_ours,
     },
     LabTest {
         name: "refuses_to_go_below_the_floor",
         boards: &[],
         promise: "A release below the committed one's floor is refused; one above it may be older.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: refuses_to_go_below_the_floor,
     },
 ];

@@ -4,7 +4,7 @@
 use crate::ctx::{Ctx, Figures};
 use crate::device::{BootInfo, Device, HEALTHY};
 use crate::fixtures::{B, File, Release};
-use crate::runner::LabTest;
+use crate::runner::{LabTest, Tag};
 use anyhow::{Context as _, Result, ensure};
 use rustiot_boot::{Record, ResetReason};
 use testbed::Machine;
@@ -14,63 +14,63 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "falls_back_when_the_kernel_panics",
         boards: &[],
         promise: "A release whose kernel panics is left after one boot, rejected, with the panic's last lines.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: falls_back_when_the_kernel_panics,
     },
     LabTest {
         name: "falls_back_when_init_is_missing",
         boards: &[],
         promise: "A release that never reaches its init is left after one boot, and counted.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: falls_back_when_init_is_missing,
     },
     LabTest {
         name: "falls_back_when_the_kernel_hangs",
         boards: &[],
         promise: "A kernel that spins with interrupts off is reset by the hardware watchdog, once.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: falls_back_when_the_kernel_hangs,
     },
     LabTest {
         name: "falls_back_when_the_initramfs_hangs",
         boards: &[],
         promise: "An init that hangs is fed only until its deadline; then the watchdog resets, once.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: falls_back_when_the_initramfs_hangs,
     },
     LabTest {
         name: "falls_back_when_the_boot_hangs_before_multi_user",
         boards: &[],
         promise: "A unit that never finishes cannot keep a trial open beyond its deadline.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: falls_back_when_the_boot_hangs_before_multi_user,
     },
     LabTest {
         name: "falls_back_when_the_system_hangs_after_it_was_healthy",
         boards: &[],
         promise: "A release that hangs in its soak, with all services running, is not committed.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: falls_back_when_the_system_hangs_after_it_was_healthy,
     },
     LabTest {
         name: "falls_back_when_a_required_service_is_broken",
         boards: &[],
         promise: "A release with a broken required service is left at its deadline and never taken again by itself; a newer one is.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: falls_back_when_a_required_service_is_broken,
     },
     LabTest {
         name: "falls_back_when_the_new_release_reboots_again_and_again",
         boards: &[],
         promise: "Clean reboots in the trial window are no success.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: falls_back_when_the_new_release_reboots_again_and_again,
     },
     LabTest {
         name: "does_not_commit_when_the_gate_is_deleted",
         boards: &[],
         promise: "A release without a health gate is not committed, whatever it says of itself.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: does_not_commit_when_the_gate_is_deleted,
     },
 ];
