@@ -146,9 +146,12 @@ fn code(context: &Context, count: &mut Count) -> Result<()> {
     let began = Instant::now();
     count.one(
         "launcher (shellcheck)",
-        tool(repo, "shellcheck", &["--version"], &["rustiot", ".ci/run"]),
+        tool(repo, "shellcheck", &["--version"], &["rustiot", ".ci/run", "scripts/make-dev-keys"]),
         began,
     );
+    let began = Instant::now();
+    let layer = tool(repo, "python3", &["--version"], &["scripts/check-yocto"]);
+    count.one("Yocto layer, boards and kas files (scripts/check-yocto)", layer, began);
     heading("unit and property tests (cargo test)");
     unit_tests(&rust, count)
 }
