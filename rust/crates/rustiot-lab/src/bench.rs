@@ -74,16 +74,22 @@ pub struct Service {
 /// Machines that are ready to be timed.
 pub struct Bench<'a> {
     ctx: &'a Ctx<'a>,
-    /// A healthy machine that was shut down in good order.
-    settled: Off,
+    /// A healthy machine that was shut down in good order: its disk, all of it, since the snapshot that it came from may
+    /// leave the cache meanwhile.
+    settled: PathBuf,
+    /// The firmware's variables of that machine, where it has some.
+    vars: PathBuf,
     dir: Scratch,
 }
 
 impl<'a> Bench<'a> {
     /// Brings up what all measurements start from.
     pub fn new(ctx: &'a Ctx<'a>) -> Result<Self> {
-        let settled = ctx.healthy()?.power_off(HEALTHY).context("cannot shut a healthy machine down")?;
-        Ok(Bench { ctx, settled, dir: ctx.machine_dir()? })
+        let off = ctx.healthy()?.power_off(HEALTHY).context("cannot shut a healthy machine down")?;
+        let dir = ctx.machine_dir()?;
+        let settled = dir.file("settled.img");
+        off.export_disk(&settled)?;
+        Ok(Bench { ctx, settled, vars: off.vars(), dir })
     }
 
     fn image(&self, release: &Release) -> Result<Image> {
@@ -95,7 +101,7 @@ impl<'a> Bench<'a> {
         let (lab, image) = (self.ctx.lab, self.image(&MARKED)?);
         let marked = self.dir.file("marked.qcow2");
         if !marked.exists() {
-            Disk::overlay(&lab.tools(), self.settled.disk.path(), &marked, None)?;
+            Disk::overlay(&lab.tools(), &self.settled, &marked, None)?;
             self.put(&image.root, ROOT, &marked)?;
         }
         let boot = match system {
@@ -116,7 +122,7 @@ impl<'a> Bench<'a> {
     /// The disk of a RustIoT OS for [`Bench::boot`], never to be written.
     pub fn our_disk(&self) -> Result<PathBuf> {
         let disk = self.dir.file("whole.qcow2");
-        Disk::overlay(&self.ctx.lab.tools(), self.settled.disk.path(), &disk, None)?;
+        Disk::overlay(&self.ctx.lab.tools(), &self.settled, &disk, None)?;
         self.put(&self.image(&WHOLE)?.boot, BOOT, &disk)?;
         Ok(disk)
     }
@@ -154,8 +160,8 @@ impl<'a> Bench<'a> {
         let dir = self.ctx.machine_dir()?;
         let overlay = Disk::overlay(&self.ctx.lab.tools(), disk, &dir.file("disk.qcow2"), None)?;
         let off = Off::new(self.ctx.lab.spec(self.ctx.board)?, overlay, dir)?;
-        if system == System::RustIot && self.settled.vars().is_file() {
-            std::fs::copy(self.settled.vars(), off.vars()).context("cannot copy the firmware's variables")?;
+        if system == System::RustIot && self.vars.is_file() {
+            std::fs::copy(&self.vars, off.vars()).context("cannot copy the firmware's variables")?;
         }
         Ok(off.power_on()?)
     }
