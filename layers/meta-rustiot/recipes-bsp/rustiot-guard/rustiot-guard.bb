@@ -1,7 +1,7 @@
 SUMMARY = "What stands between UEFI firmware and the kernel"
 DESCRIPTION = "Checks that the kernel is whole and arms the hardware watchdog before it starts, neither of which the \
                firmware does (docs/contracts/firmware.md). x86-64 only."
-HOMEPAGE = "https://rustiot.org"
+HOMEPAGE = "https://rustiot.example"
 SECTION = "bootloaders"
 LICENSE = "MIT | Apache-2.0"
 LIC_FILES_CHKSUM = " \

@@ -1,7 +1,7 @@
 SUMMARY = "RustIoT OS for development"
 DESCRIPTION = "The product with a console login without password, tools to look around, and fault injection by the \
                command line. Its root is as read-only and verified as the product's. Never sold."
-HOMEPAGE = "https://rustiot.org"
+HOMEPAGE = "https://rustiot.example"
 LICENSE = "MIT"
 
 require rustiot-image.inc

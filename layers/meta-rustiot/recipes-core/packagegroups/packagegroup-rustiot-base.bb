@@ -1,6 +1,6 @@
 SUMMARY = "What a RustIoT root consists of"
 DESCRIPTION = "The product's packages. Each has its reason in docs/yocto.md, What is in the image."
-HOMEPAGE = "https://rustiot.org"
+HOMEPAGE = "https://rustiot.example"
 
 PACKAGE_ARCH = "${MACHINE_ARCH}"
 

@@ -1,6 +1,6 @@
 SUMMARY = "What the development image has besides"
 DESCRIPTION = "A shell that people like, and tools to look at a running device."
-HOMEPAGE = "https://rustiot.org"
+HOMEPAGE = "https://rustiot.example"
 
 inherit packagegroup
 

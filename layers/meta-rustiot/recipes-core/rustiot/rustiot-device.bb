@@ -1,7 +1,7 @@
 SUMMARY = "The device's services and command line"
 DESCRIPTION = "One multi-call binary that carries provisioning, watchdog, health, update service, RAUC's boot backend and \
                the command line of a RustIoT device."
-HOMEPAGE = "https://rustiot.org"
+HOMEPAGE = "https://rustiot.example"
 SECTION = "base"
 
 inherit rustiot_workspace

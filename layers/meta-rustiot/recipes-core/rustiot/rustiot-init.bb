@@ -1,7 +1,7 @@
 SUMMARY = "PID 1 of the initramfs"
 DESCRIPTION = "Takes the watchdog, finds the slot, opens the verified root and hands over to it, or stays reachable and \
                says why it cannot. A static program, the only one of the initramfs."
-HOMEPAGE = "https://rustiot.org"
+HOMEPAGE = "https://rustiot.example"
 SECTION = "base"
 
 inherit rustiot_workspace

@@ -1,7 +1,7 @@
 SUMMARY = "Units, policies and configuration of a RustIoT root"
 DESCRIPTION = "conf/rootfs verbatim, as the lab image has it, and what is made for the board: its file and the disk \
                layout, the release, the trust anchors and RAUC's configuration."
-HOMEPAGE = "https://rustiot.org"
+HOMEPAGE = "https://rustiot.example"
 SECTION = "base"
 LICENSE = "MIT | Apache-2.0"
 LIC_FILES_CHKSUM = " \

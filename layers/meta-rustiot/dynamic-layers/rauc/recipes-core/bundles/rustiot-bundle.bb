@@ -1,7 +1,7 @@
 # nooelint: oelint.var.mandatoryvar.SRC_URI - it is made of images
 SUMMARY = "RustIoT OS as a RAUC bundle"
 DESCRIPTION = "A signed release in format verity: root and boot image of one slot, in one bundle (docs/contracts/rauc.md)."
-HOMEPAGE = "https://rustiot.org"
+HOMEPAGE = "https://rustiot.example"
 LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://${COREBASE}/meta/COPYING.MIT;md5=3da9cfbcb788c80a0384361b4de20420"
 PV = "${RUSTIOT_VERSION}"

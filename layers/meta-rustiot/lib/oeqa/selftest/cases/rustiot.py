@@ -1,0 +1,54 @@
+#
+# Copyright RustIoT OS contributors
+#
+# SPDX-License-Identifier: MIT OR Apache-2.0
+#
+"""oe-selftest -r rustiot: what the layer refuses, and that image and bundle resolve. Nothing is compiled."""
+
+import os
+
+from oeqa.selftest.case import OESelftestTestCase
+from oeqa.utils.commands import bitbake, get_bb_var, get_bb_vars
+
+
+class RustiotLayer(OESelftestTestCase):
+    """The build's refusals and its lists."""
+
+    def refused(self, config, target, wanted):
+        """`target` cannot be built with `config`, and BitBake says why."""
+        self.write_config(config)
+        result = bitbake("-n " + target, ignore_status=True)
+        self.assertNotEqual(result.status, 0)
+        self.assertIn(wanted, result.output)
+
+    def test_an_unknown_board_is_answered_with_those_that_are_known(self):
+        """RUSTIOT_BOARD misspelt."""
+        self.refused('RUSTIOT_BOARD:forcevariable = "toaster"', "rustiot-image", "there is no board `toaster`")
+
+    def test_production_refuses_the_development_ca(self):
+        """RUSTIOT_PRODUCTION with the keys of scripts/make-dev-keys."""
+        self.refused('RUSTIOT_PRODUCTION = "1"', "rustiot-bundle", "development CA")
+
+    def test_missing_keys_say_how_to_make_them(self):
+        """No keys at all."""
+        self.refused('RUSTIOT_KEYS = "/nonexistent"', "rustiot-image", "make-dev-keys")
+
+    def test_every_crate_of_the_lock_file_is_fetched(self):
+        """SRC_URI has one entry with a checksum for each."""
+        uris = get_bb_var("SRC_URI", "rustiot-device").split()
+        lock = os.path.join(get_bb_var("RUSTIOT_WORKSPACE"), "Cargo.lock")
+        with open(lock, encoding="utf-8") as file:
+            count = sum(line.startswith("source = ") for line in file)
+        self.assertEqual(sum(uri.startswith("crate://") for uri in uris), count)
+
+    def test_the_bundle_has_both_images_in_format_verity(self):
+        """What the update service accepts (docs/contracts/rauc.md)."""
+        names = ["RAUC_BUNDLE_FORMAT", "RAUC_BUNDLE_SLOTS", "RAUC_BUNDLE_COMPATIBLE", "RUSTIOT_BOARD"]
+        found = get_bb_vars(names, "rustiot-bundle")
+        self.assertEqual(found["RAUC_BUNDLE_FORMAT"], "verity")
+        self.assertEqual(found["RAUC_BUNDLE_SLOTS"].split(), ["root", "boot"])
+        self.assertEqual(found["RAUC_BUNDLE_COMPATIBLE"], "rustiot-" + found["RUSTIOT_BOARD"])
+
+    def test_image_and_bundle_resolve(self):
+        """Every provider is there."""
+        bitbake("-g rustiot-image rustiot-image-dev rustiot-bundle")
