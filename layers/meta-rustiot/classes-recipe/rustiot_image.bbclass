@@ -12,7 +12,7 @@
 # RUSTIOT_BOARD_AREA_KIB, RUSTIOT_BOARD_AREA_PARTS, RUSTIOT_HYBRID_MBR
 #                         what the boot ROM wants before the first partition, from conf/rustiot/<machine>.inc
 
-inherit image rustiot_board rustiot_release_keys
+inherit image python3native rustiot_board rustiot_release_keys
 # EFI_ARCH, from OE-core.
 # nooelint: oelint.file.requirenotfound
 require conf/image-uefi.conf
@@ -29,7 +29,10 @@ RUSTIOT_CONFIG_DEFAULT ?= "${RUSTIOT_CONF}/config/rustiot.toml"
 
 # Read-only by the file system; IMAGE_FEATURES is for the checks that come with it (no first-boot scripts).
 IMAGE_FEATURES += "read-only-rootfs"
-IMAGE_FSTYPES = "erofs wic.zst wic.bmap"
+# The plain disk image stays beside the compressed one: it is compared with the layout after it was made.
+IMAGE_FSTYPES = "erofs wic wic.zst wic.bmap"
+# rustiot-image-<machine>.root.img and so on: what the bundle looks for.
+IMAGE_NAME_SUFFIX = ""
 WKS_FILE = "rustiot.wks.in"
 WKS_FILE_DEPENDS = "dosfstools-native gptfdisk-native mtools-native parted-native wic-native bmaptool-native erofs-utils-native"
 WKS_FILE_DEPENDS += "${RUSTIOT_BOARD_AREA_DEPENDS}"
@@ -41,9 +44,8 @@ RUSTIOT_ROOT_UUID = "52757374-496f-5400-8000-000000000001"
 # nooelint: oelint.vars.specific
 EXTRA_IMAGECMD:erofs = "-T${RUSTIOT_EPOCH} -U${RUSTIOT_ROOT_UUID} --quiet"
 
-# Verified by rustiot-init, so nothing may be generated in the tree after this.
-ROOTFS_POSTPROCESS_COMMAND += "rustiot_finish_root"
-IMAGE_QA_COMMANDS += "rustiot_check_root"
+# Last of all, when the package manager is done with the tree; the root is verified, so nothing can be generated later.
+IMAGE_PREPROCESS_COMMAND += "rustiot_finish_root rustiot_check_root"
 
 rustiot_finish_root () {
     # Mount points, and what the device binds or links over.
@@ -88,6 +90,7 @@ python rustiot_check_root () {
     path = os.path.join(root, "etc/machine-id")
     if not os.path.exists(path) or os.path.getsize(path):
         oe.qa.handle_error("rustiot-identity", "/etc/machine-id must be there and empty: each device has its own", d)
+    oe.qa.exit_if_errors(d)
 }
 ERROR_QA:append = " rustiot-rootfs rustiot-password rustiot-identity"
 
