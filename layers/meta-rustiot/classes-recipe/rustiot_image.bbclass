@@ -186,10 +186,7 @@ def rustiot_uboot_boot(d, board, kernel, initramfs, cmdline, work, out):
                  % (d.getVar("RUSTIOT_BOARD_FILE"), d.getVar("MACHINE")))
     with open(source, "w", encoding="utf-8") as file:
         file.write(uboot.fit_source(board, kernel, initramfs, args, tree))
-    command = ["uboot-mkimage", "-f", source]
-    if d.getVar("RUSTIOT_FIT_KEYS"):
-        command += ["-k", d.getVar("RUSTIOT_FIT_KEYS"), "-r"]
-    rustiot_run(d, command + [out])
+    rustiot_run(d, ["uboot-mkimage", "-f", source, out])
 
 python do_rustiot_slots () {
     import json
@@ -259,7 +256,7 @@ addtask rustiot_slots after do_image_erofs before do_image_wic do_image_complete
 RUSTIOT_EFI_GUARD ??= "${@'1' if d.getVar('TARGET_ARCH') == 'x86_64' else ''}"
 RUSTIOT_SB_KEY ??= ""
 RUSTIOT_SB_CERT ??= ""
-RUSTIOT_FIT_KEYS ??= ""
+RUSTIOT_SECURE_BOOT ??= "0"
 
 def rustiot_loader_depends(d):
     if d.getVar("RUSTIOT_LOADER") == "uefi":
@@ -300,6 +297,11 @@ python () {
             "conf/rustiot/%s.inc has RUSTIOT_LOADER = \"%s\", %s has boot.loader = \"%s\"; make them agree"
             % (d.getVar("MACHINE"), d.getVar("RUSTIOT_LOADER"), d.getVar("RUSTIOT_BOARD_FILE"), loader)
         )
+    if d.getVar("RUSTIOT_SECURE_BOOT") == "1":
+        if loader != "uefi":
+            raise bb.parse.SkipRecipe("RUSTIOT_SECURE_BOOT: FITs cannot be signed yet (docs/yocto.md, Secure Boot)")
+        if not d.getVar("RUSTIOT_SB_KEY") or not d.getVar("RUSTIOT_SB_CERT"):
+            raise bb.parse.SkipRecipe("RUSTIOT_SECURE_BOOT is set; name the keys by RUSTIOT_SB_KEY and RUSTIOT_SB_CERT")
     if d.getVar("RUSTIOT_PRODUCTION") == "1" and d.getVar("RUSTIOT_DEVELOPMENT") == "1":
         raise bb.parse.SkipRecipe("RUSTIOT_PRODUCTION is set, and %s is for development; build rustiot-image" % d.getVar("PN"))
 }

@@ -13,7 +13,6 @@ inherit rustiot_messages
 FILESEXTRAPATHS:prepend := "${LAYERDIR_rustiot}/recipes-bsp/u-boot/files:"
 SRC_URI:append = " file://rustiot-uboot.cfg file://rustiot-uboot-made.cfg"
 SRC_URI:append = " ${@'file://' + d.getVar('RUSTIOT_UBOOT_BOARD_CFG') if d.getVar('RUSTIOT_UBOOT_BOARD_CFG') else ''}"
-SRC_URI:append = " ${@'file://rustiot-uboot-signed.cfg' if d.getVar('RUSTIOT_FIT_KEYS') else ''}"
 
 RUSTIOT_UBOOT_CHECKSUM = "${@rustiot_uboot_checksum(d)}"
 

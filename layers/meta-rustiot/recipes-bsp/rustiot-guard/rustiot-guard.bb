@@ -19,6 +19,10 @@ FILESEXTRAPATHS:prepend := "${RUSTIOT_CONF}/efi-guard:"
 SRC_URI = "file://guard.c"
 S = "${UNPACKDIR}"
 
+# Firmware has no vector registers set up for whoever it starts, and no runtime for hardened calls.
+TUNE_CCARGS = "-m64"
+SECURITY_CFLAGS = ""
+
 # The same flags as the lab image's (rust/crates/rustiot-image/src/guard.rs): no runtime, the firmware's calling
 # convention in plain calls, no red zone. A test compares them.
 GUARD_CFLAGS = " \
@@ -28,13 +32,13 @@ GUARD_CFLAGS = " \
 GUARD_LDFLAGS = "-nostdlib -znocombreloc -znoexecstack -shared -Bsymbolic --no-undefined --build-id=none"
 GUARD_SECTIONS = ".text .data .dynamic .dynsym .rodata .reloc"
 
-# What the source is told about the board. Backslashes are doubled for the shell and again for C.
+# What the source is told about the board. Backslashes are doubled for C, and again for the shell.
 GUARD_TIMEOUT = "${@rustiot_said(d, lambda d: rustiot.adapters.board(d)['watchdog']['loader_timeout_s'])}"
 GUARD_KERNEL = "${@rustiot_said(d, rustiot_guard_kernel)}"
 
 def rustiot_guard_kernel(d):
     path = rustiot.adapters.board(d)["boot"].get("uefi", {}).get("uki_path", "")
-    return "".join("\\\\" + part for part in path.split("/"))
+    return "".join("\\\\\\\\" + part for part in path.split("/"))
 
 do_compile () {
     ${CC} ${GUARD_CFLAGS} -isystem ${STAGING_INCDIR}/efi -DTIMEOUT_S=${GUARD_TIMEOUT} "-DKERNEL=L\"${GUARD_KERNEL}\"" \
