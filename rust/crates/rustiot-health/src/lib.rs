@@ -11,6 +11,7 @@ pub mod gate;
 mod looks;
 mod rauc;
 mod record;
+mod rescue;
 mod service;
 pub mod status;
 mod systemd;
@@ -24,7 +25,7 @@ use rustiot_boot::Event;
 
 pub use status::Status;
 
-const USAGE: &str = "usage: rustiot-health [record-failure REASON | record-shutdown]";
+const USAGE: &str = "usage: rustiot-health [record-failure REASON | record-shutdown | retry-rescue]";
 
 /// What the arguments ask for.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ enum Task {
     RecordFailure(String),
     /// systemd shuts down.
     RecordShutdown,
+    /// The device may have been in rescue for long enough.
+    RetryRescue,
 }
 
 fn parse(args: &[String]) -> Option<Task> {
@@ -42,12 +45,13 @@ fn parse(args: &[String]) -> Option<Task> {
         [] => Some(Task::Serve),
         [verb, reason] if verb == "record-failure" => Some(Task::RecordFailure(reason.clone())),
         [verb] if verb == "record-shutdown" => Some(Task::RecordShutdown),
+        [verb] if verb == "retry-rescue" => Some(Task::RetryRescue),
         _ => None,
     }
 }
 
 /// The program's `main` with the arguments after its name: the service without any, `record-failure REASON` for the
-/// watchdog, `record-shutdown` for the shutdown unit. Returns the exit code.
+/// watchdog, `record-shutdown` for the shutdown unit, `retry-rescue` for the timer of rescue. Returns the exit code.
 #[must_use]
 pub fn main(args: &[String]) -> u8 {
     let result = match parse(args) {
@@ -60,6 +64,7 @@ pub fn main(args: &[String]) -> u8 {
             record::failure(record::boot_id(), reason).map(|_| ()).map_err(Into::into)
         }
         Some(Task::RecordShutdown) => record_shutdown(),
+        Some(Task::RetryRescue) => rescue::retry(service::uptime()),
     };
     match result {
         Ok(()) => 0,
@@ -104,6 +109,7 @@ mod tests {
         assert_eq!(parse(&[]), Some(Task::Serve));
         assert_eq!(parse(&args(&["record-failure", "why"])), Some(Task::RecordFailure("why".into())));
         assert_eq!(parse(&args(&["record-shutdown"])), Some(Task::RecordShutdown));
+        assert_eq!(parse(&args(&["retry-rescue"])), Some(Task::RetryRescue));
         for wrong in [&["record-failure"][..], &["record-shutdown", "x"], &["--help"]] {
             assert_eq!(parse(&args(wrong)), None);
         }

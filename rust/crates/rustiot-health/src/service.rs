@@ -354,7 +354,7 @@ fn read_json<T: for<'a> Deserialize<'a>>(file: &str) -> Option<T> {
 }
 
 /// Age of the boot, suspend included.
-fn uptime() -> Duration {
+pub(crate) fn uptime() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
 }
 
