@@ -1,1 +1,1 @@
-require ${@'rustiot-kernel.inc' if d.getVar('DISTRO') == 'rustiot' else ''}
+require ${@'recipes-kernel/linux/rustiot-kernel.inc' if d.getVar('DISTRO') == 'rustiot' else ''}

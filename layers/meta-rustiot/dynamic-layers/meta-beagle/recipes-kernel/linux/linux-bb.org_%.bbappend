@@ -1,1 +1,1 @@
-require ${@'recipes-kernel/linux/rustiot-kernel.inc' if d.getVar('DISTRO') == 'rustiot' else ''}
+require ${@'recipes-kernel/linux/rustiot-kernel-ti.inc' if d.getVar('DISTRO') == 'rustiot' else ''}
