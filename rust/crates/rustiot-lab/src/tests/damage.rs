@@ -63,7 +63,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "forgotten_firmware_variables_change_nothing",
         boards: &["qemux86-64"],
         promise: "A firmware that lost its variables boots some slot; the ledger's slot runs in the end.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: forgotten_firmware_variables_change_nothing,
     },
 ];

@@ -17,7 +17,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "load_alone_does_not_fire_the_watchdog",
         boards: &[],
         promise: "All processors and all memory busy for longer than the watchdog's period: no reset.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: load_alone_does_not_fire_the_watchdog,
     },
 ];

@@ -17,7 +17,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "a_configuration_that_is_no_toml_keeps_the_last_good_one",
         boards: &[],
         promise: "Half a file, or bytes that are no text, keep the last good values; the device is reachable.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: a_configuration_that_is_no_toml_keeps_the_last_good_one,
     },
     LabTest {

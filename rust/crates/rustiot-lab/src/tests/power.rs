@@ -25,7 +25,7 @@ pub(super) const TESTS: &[LabTest] = &[
 /// Cuts of one run; `rustiot lab power-cut` makes as many as one likes.
 const CUTS: usize = 25;
 /// Cuts of a first boot: one for each of its steps that write.
-const STEPS: usize = 10;
+const STEPS: usize = 8;
 /// Fixed, so that a failure can be had again.
 const SEED: u64 = 1;
 

@@ -22,7 +22,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "refuses_to_go_below_the_floor",
         boards: &[],
         promise: "A release below the committed one's floor is refused; one above it may be older.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: refuses_to_go_below_the_floor,
     },
 ];

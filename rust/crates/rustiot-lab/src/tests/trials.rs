@@ -63,7 +63,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "falls_back_when_the_new_release_reboots_again_and_again",
         boards: &[],
         promise: "Clean reboots in the trial window are no success.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: falls_back_when_the_new_release_reboots_again_and_again,
     },
     LabTest {
