@@ -1,6 +1,5 @@
 //! Hangs a running guest for real: over QEMU's gdb stub it puts two instructions (interrupts off, jump to self)
-//! where the processor stands in the kernel, and lets it go on. Every processor that comes there spins with its
-//! interrupts masked, as after a driver's deadlock; nothing in the guest takes part. The watchdog's clock goes on.
+//! where each processor stands in the kernel, and lets it go on. They all spin with their interrupts masked, as after a driver's deadlock; nothing in the guest takes part. The watchdog's clock goes on.
 //! Protocol: GDB manual, appendix E, "Remote Serial Protocol". Called by `Machine::hang` only.
 
 use crate::{Error, Result};
@@ -25,6 +24,11 @@ impl Arch {
     pub(crate) const AARCH64: Arch =
         Arch { pc_offset: 32 * 8, spin: &[0xdf, 0x4f, 0x03, 0xd5, 0x00, 0x00, 0x00, 0x14] };
 }
+
+/// How long the guest runs between two looks at its processors.
+const GO_ON: Duration = Duration::from_millis(20);
+/// Stops a guest that runs.
+const INTERRUPT: u8 = 3;
 
 /// How long the stub may take to answer one packet.
 const REPLY_WITHIN: Duration = Duration::from_secs(30);
@@ -93,38 +97,69 @@ impl Stub {
         self.send(body)?;
         self.receive()
     }
+
+    /// A packet that is answered by `OK`.
+    fn must(&mut self, body: &str) -> Result<()> {
+        match self.ask(body)? {
+            reply if reply == "OK" => Ok(()),
+            reply => Err(protocol(&format!("{reply} to {body}"))),
+        }
+    }
 }
 
-/// Hangs the guest behind the stub at `socket` (which is stopped as long as we are connected).
+/// The thread ids (one a processor) in the replies to `qfThreadInfo` and `qsThreadInfo`.
+fn threads(reply: &str) -> Vec<String> {
+    let list = reply.strip_prefix('m').unwrap_or_default();
+    list.split(',').filter(|id| !id.is_empty()).map(str::to_owned).collect()
+}
+
+/// Hangs the guest behind the stub at `socket` (which is stopped as long as we are connected): all
+/// its processors, at an instant at which all of them are in the kernel.
 ///
 /// # Errors
-/// When the stub does not answer, or no processor enters the kernel within `within`.
+/// When the stub does not answer, or that instant does not come within `within`.
 pub(crate) fn hang(socket: &Path, arch: Arch, within: Duration) -> Result<()> {
     let end = Instant::now().checked_add(within);
     let mut stub = Stub::connect(socket)?;
     stub.ask("?")?;
+    let mut processors = threads(&stub.ask("qfThreadInfo")?);
     loop {
-        let registers = stub.ask("g")?;
-        let pc = program_counter(&registers, arch)?;
-        if in_kernel(pc) {
+        let more = threads(&stub.ask("qsThreadInfo")?);
+        if more.is_empty() {
+            break;
+        }
+        processors.extend(more);
+    }
+    if processors.is_empty() {
+        return Err(protocol("no processors"));
+    }
+    loop {
+        let mut counters = Vec::new();
+        for id in &processors {
+            stub.must(&format!("Hg{id}"))?;
+            counters.push(program_counter(&stub.ask("g")?, arch)?);
+        }
+        if counters.iter().all(|pc| in_kernel(*pc)) {
             let code: String = arch.spin.iter().map(|b| format!("{b:02x}")).collect();
-            let reply = stub.ask(&format!("M{pc:x},{:x}:{code}", arch.spin.len()))?;
-            if reply != "OK" {
-                return Err(protocol(&reply));
+            for (id, pc) in processors.iter().zip(&counters) {
+                stub.must(&format!("Hg{id}"))?;
+                stub.must(&format!("M{pc:x},{:x}:{code}", arch.spin.len()))?;
             }
             // Detach: the guest goes on, into the trap.
-            let reply = stub.ask("D")?;
-            return if reply == "OK" { Ok(()) } else { Err(protocol(&reply)) };
+            return stub.must("D");
         }
         if end.is_none_or(|end| Instant::now() >= end) {
             return Err(Error::Timeout {
-                what: "a processor inside the kernel".into(),
+                what: "all processors inside the kernel".into(),
                 waited: within,
-                tail: format!("pc={pc:#x}"),
+                tail: format!("program counters: {counters:x?}"),
             });
         }
-        // Busy in user space: one instruction further and look again.
-        stub.ask("s")?;
+        // Busy in user space or in the firmware: a little further and look again.
+        stub.send("c")?;
+        std::thread::sleep(GO_ON);
+        stub.stream.write_all(&[INTERRUPT]).map_err(Error::io("write to", "gdb stub"))?;
+        stub.receive()?;
     }
 }
 
@@ -147,6 +182,13 @@ mod tests {
             assert!(in_kernel(0xff34_5678_9abc_def0));
             assert!(!in_kernel(0x0000_7fff_0000_1000));
         }
+    }
+
+    #[test]
+    fn processors_are_listed() {
+        assert_eq!(threads("m01,02"), ["01", "02"]);
+        assert_eq!(threads("mp01.01"), ["p01.01"]);
+        assert!(threads("l").is_empty() && threads("").is_empty());
     }
 
     #[test]

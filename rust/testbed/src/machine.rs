@@ -320,7 +320,7 @@ impl Machine {
     }
 
     /// Hangs the guest's kernel for good, with interrupts off and without the guest's help; only
-    /// the watchdog (or a reset) ends it. Waits until a processor is in the kernel.
+    /// the watchdog (or a reset) ends it. Waits until all processors are in the kernel.
     pub fn hang(&self, within: Duration) -> Result<()> {
         let arch = match self.off.spec.program.ends_with("aarch64") {
             true => gdb::Arch::AARCH64,
