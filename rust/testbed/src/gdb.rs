@@ -107,6 +107,12 @@ impl Stub {
     }
 }
 
+/// Whether code of `length` bytes fits at each counter without touching that at another one.
+fn apart(counters: &[u64], length: usize) -> bool {
+    let near = |a: u64, b: u64| a != b && a.abs_diff(b) < u64::try_from(length).unwrap_or(u64::MAX);
+    counters.iter().all(|a| counters.iter().all(|b| !near(*a, *b)))
+}
+
 /// The thread ids (one a processor) in the replies to `qfThreadInfo` and `qsThreadInfo`.
 fn threads(reply: &str) -> Vec<String> {
     let list = reply.strip_prefix('m').unwrap_or_default();
@@ -139,7 +145,7 @@ pub(crate) fn hang(socket: &Path, arch: Arch, within: Duration) -> Result<()> {
             stub.must(&format!("Hg{id}"))?;
             counters.push(program_counter(&stub.ask("g")?, arch)?);
         }
-        if counters.iter().all(|pc| in_kernel(*pc)) {
+        if counters.iter().all(|pc| in_kernel(*pc)) && apart(&counters, arch.spin.len()) {
             let code: String = arch.spin.iter().map(|b| format!("{b:02x}")).collect();
             for (id, pc) in processors.iter().zip(&counters) {
                 stub.must(&format!("Hg{id}"))?;
@@ -182,6 +188,12 @@ mod tests {
             assert!(in_kernel(0xff34_5678_9abc_def0));
             assert!(!in_kernel(0x0000_7fff_0000_1000));
         }
+    }
+
+    #[test]
+    fn code_for_one_processor_does_not_touch_that_of_another() {
+        assert!(apart(&[100, 100, 103], 3));
+        assert!(!apart(&[100, 102], 3));
     }
 
     #[test]
