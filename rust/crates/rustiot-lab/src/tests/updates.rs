@@ -12,7 +12,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "boots_to_healthy",
         boards: &[],
         promise: "A medium fresh from flashing becomes a healthy, committed device by itself.",
-        tags: &[Tag::Quick],
+        tags: &[Tag::QuickOnFirst],
         run: boots_to_healthy,
     },
     LabTest {
