@@ -7,6 +7,7 @@ use crate::fixtures::{A, B, Release};
 use crate::runner::{LabTest, Tag};
 use crate::tests::update;
 use anyhow::{Context as _, Result, ensure};
+use std::io::Read as _;
 use std::path::Path;
 use testbed::{FileServer, partition_bytes};
 
@@ -86,10 +87,13 @@ fn crafted(ctx: &Ctx, compatible: &str, format: &str, root: u64, to: &Path) -> R
     let dir = ctx.dir().join(format!("crafted-{compatible}-{format}-{root}"));
     let content = dir.join("content");
     std::fs::create_dir_all(&content).context("cannot make a directory")?;
-    for (name, bytes) in [("root.img", root), ("boot.img", 4096)] {
-        let file = std::fs::File::create(content.join(name)).context("cannot make an image")?;
-        file.set_len(bytes).context("cannot size an image")?;
-    }
+    let image = std::fs::File::create(content.join("root.img")).context("cannot make an image")?;
+    image.set_len(root).context("cannot size an image")?;
+    // RAUC makes no bundle of 4096 bytes or less: something that cannot be compressed.
+    let mut noise = vec![0; 64 << 10];
+    let mut bundle = std::fs::File::open(ctx.bundle(&B)?).context("cannot open a bundle")?;
+    bundle.read_exact(&mut noise).context("cannot read a bundle")?;
+    std::fs::write(content.join("boot.img"), noise).context("cannot write an image")?;
     let manifest = format!(
         "[update]\ncompatible={compatible}\nversion=1.9.0\n\n[bundle]\nformat={format}\n\n\
          [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n"
