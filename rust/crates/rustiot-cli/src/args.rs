@@ -85,7 +85,7 @@ pub enum Command {
     /// Longer experiments on machines in QEMU
     #[command(subcommand)]
     Lab(Lab),
-    /// See the story in three minutes: update, bad update, power cut, hang
+    /// See the story: update, bad update, power cut, hang
     Demo(BoardArg),
 }
 
