@@ -1,5 +1,6 @@
 //! Hangs a running guest for real: over QEMU's gdb stub it puts two instructions (interrupts off, jump to self)
-//! where each processor stands in the kernel, and lets it go on. They all spin with their interrupts masked, as after a driver's deadlock; nothing in the guest takes part. The watchdog's clock goes on.
+//! where each processor stands in the kernel, and lets it go on. They all spin with their interrupts masked, as
+//! after a driver's deadlock; nothing in the guest takes part. The watchdog's clock goes on.
 //! Protocol: GDB manual, appendix E, "Remote Serial Protocol". Called by `Machine::hang` only.
 
 use crate::{Error, Result};

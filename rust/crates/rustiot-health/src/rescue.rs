@@ -87,6 +87,24 @@ mod tests {
         assert_eq!(due(&record, pause), Due::Now);
     }
 
+    /// Rescue starts the timer, the timer its service, and the service asks what this program knows.
+    #[test]
+    fn the_units_lead_here() {
+        let units = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../../conf/rootfs/usr/lib/systemd/system");
+        let read = |name: &str| std::fs::read_to_string(units.join(name)).unwrap();
+        let target = read("rustiot-rescue.target");
+        assert!(target.lines().any(|line| line == "Wants=rustiot-rescue-retry.timer"), "{target}");
+        let timer = read("rustiot-rescue-retry.timer");
+        assert!(timer.contains("\nOnBootSec=") && timer.contains("\nOnUnitActiveSec="), "{timer}");
+        let service = read("rustiot-rescue-retry.service");
+        let start = service
+            .lines()
+            .find_map(|l| l.strip_prefix("ExecStart=/usr/lib/rustiot/rustiot-health "))
+            .unwrap();
+        assert_eq!(crate::parse(&[start.to_owned()]), Some(crate::Task::RetryRescue));
+    }
+
     #[test]
     fn an_update_is_not_disturbed_and_other_boots_are_left_alone() {
         let long = Duration::from_secs(1 << 20);

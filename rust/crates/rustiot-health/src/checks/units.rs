@@ -39,10 +39,14 @@ impl Units {
         names.sort();
         names.dedup();
         let (mut failed, mut pending) = (Vec::new(), Vec::new());
+        let mut target_waits = false;
         for unit in systemd.units(&names).await? {
             match judge(&unit) {
                 Verdict::Fail(why) => failed.push(why),
-                Verdict::Pending(why) => pending.push(why),
+                Verdict::Pending(why) => {
+                    target_waits |= unit.name.ends_with(".target");
+                    pending.push(why);
+                }
                 Verdict::Pass | Verdict::Warn(_) => {}
             }
             if unit.name.ends_with(".service") && unit.load == "loaded" {
@@ -53,7 +57,7 @@ impl Units {
                 }
             }
         }
-        if pending.iter().any(|why| why.contains(".target ")) {
+        if target_waits {
             // A target waits for others: name them, but for the gate, which waits for the target.
             let starting = systemd.starting_units().await?.into_iter().map(|unit| unit.name);
             pending.extend(
