@@ -13,6 +13,9 @@ use crate::check::{CheckResult, obstacle};
 /// by its own budget). Long, because the cause is rarely one that a reboot mends.
 pub const PATIENCE: Duration = Duration::from_secs(3600);
 
+/// Two looks are never closer.
+const SHORTEST: Duration = Duration::from_millis(100);
+
 /// The owner's times (`health.*` in `rustiot.toml`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
@@ -120,6 +123,20 @@ impl Gate {
     #[must_use]
     pub fn end(&self) -> Duration {
         self.times.deadline.saturating_add(self.times.soak)
+    }
+
+    /// When to look again after a look at `now`: after `interval`, or when the settling or the soak is over if that is
+    /// sooner, so that no boot waits for the next beat to be called what it already is.
+    #[must_use]
+    pub fn next_look(&self, now: Duration, interval: Duration) -> Duration {
+        let due = match self.state {
+            State::Checking { since: Some(since) } => since.saturating_add(self.times.settle),
+            State::Soaking { since, failing: None } => {
+                since.saturating_add(self.times.soak).max(self.times.stable_after)
+            }
+            _ => return interval,
+        };
+        interval.min(due.saturating_sub(now)).max(SHORTEST)
     }
 
     /// One look: total over every state. `now` is the age of the boot.
@@ -333,6 +350,20 @@ mod tests {
         assert_eq!(log, [(30, Action::Open), (150, Action::Commit)]);
         let log = run(BootKind::Normal, TIMES, 10_000, |_| bad(Need::RequiredInTrial));
         assert_eq!(log, [(30, Action::Open), (150, Action::Stable)]);
+    }
+
+    #[test]
+    fn the_next_look_comes_when_something_is_due_and_never_later_than_the_interval() {
+        let mut gate = Gate::new(BootKind::Trial, TIMES);
+        assert_eq!(gate.next_look(S, S * 5), S * 5, "nothing passes yet");
+        let _ = gate.step(S * 30, &good());
+        assert_eq!(gate.next_look(S * 30, S * 5), S * 5, "settled in 20 s");
+        assert_eq!(gate.next_look(S * 48, S * 5), S * 2);
+        assert_eq!(gate.next_look(S * 51, S * 5), SHORTEST, "overdue, but no busy loop");
+        assert_eq!(gate.step(S * 50, &good()), [Action::Open]);
+        assert_eq!(gate.next_look(S * 168, S * 5), S * 2, "soaked at 170 s");
+        let _ = gate.step(S * 169, &bad(Need::Required));
+        assert_eq!(gate.next_look(S * 169, S * 5), S * 5, "the soak starts again");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::check::obstacle;
+use crate::checks::units;
 use crate::gate::{Action, Gate, State, Times};
 use crate::looks::Looks;
 use crate::rauc::Rauc;
@@ -93,7 +94,7 @@ pub async fn run() -> anyhow::Result<()> {
     loop {
         let round = async {
             let pause = service.round().await;
-            sleep(pause).await;
+            service.wait(pause).await;
         };
         // Everything that a round does may be cut short and done again.
         tokio::select! {
@@ -181,7 +182,26 @@ impl Service {
         }
         self.show(now, &results);
         let interval = self.settings.health.interval.get();
-        if self.gate.state() == State::Stable { interval.max(CALM_INTERVAL) } else { interval }
+        match self.gate.state() {
+            State::Stable => interval.max(CALM_INTERVAL),
+            _ => self.gate.next_look(uptime(), interval),
+        }
+    }
+
+    /// Waits for the next round: for `pause`, or in a boot that has not come to its end yet until it does.
+    async fn wait(&mut self, pause: Duration) {
+        let starting = self.gate.state() == State::Checking { since: None };
+        let Some(bus) = (if starting { self.looks.bus(pause).await } else { None }) else {
+            return sleep(pause).await;
+        };
+        let systemd = Systemd::on_bus(bus);
+        let boot_ends = async {
+            // a bus that cannot tell leaves it to the pause
+            if systemd.job_done(units::BOOT_ENDS_AT).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let _ = timeout(pause, boot_ends).await;
     }
 
     /// Takes over settings that provisioning has written, and the watchdog's wish.

@@ -2,8 +2,9 @@
 //!
 //! Only asks, except for [`Systemd::reboot`]. Called by [`crate::checks::units`] and [`crate::service`].
 
-use zbus::Connection;
+use futures_lite::StreamExt;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue, Type};
+use zbus::{Connection, MatchRule, MessageStream, message};
 
 const NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
@@ -87,6 +88,23 @@ impl Systemd {
         Ok(names)
     }
 
+    /// Returns when systemd is done with a job of `unit`, well or not: a target is reached, or will not be.
+    ///
+    /// # Errors
+    /// D-Bus.
+    pub async fn job_done(&self, unit: &str) -> zbus::Result<()> {
+        let rule = MatchRule::builder()
+            .msg_type(message::Type::Signal)
+            .interface(MANAGER)?
+            .member("JobRemoved")?
+            .arg(2, unit)?
+            .build();
+        let mut jobs = MessageStream::for_match_rule(rule, &self.connection, None).await?;
+        // It sends signals only once it was asked to; asking twice is an error that changes nothing.
+        let _: zbus::Result<()> = self.manager("Subscribe", &()).await;
+        jobs.next().await.transpose().map(drop)
+    }
+
     /// How often systemd has restarted a service by itself since it was started.
     ///
     /// # Errors
@@ -135,6 +153,9 @@ mod tests {
     use super::*;
     use crate::testing::{FakeSystemd, serve};
     use std::sync::atomic::Ordering;
+    use std::time::Duration;
+    use tokio::time::timeout;
+    use zbus::object_server::SignalEmitter;
 
     #[tokio::test]
     async fn a_reboot_stops_all_units_first() {
@@ -143,5 +164,22 @@ mod tests {
         let (_server, client) = serve(fake).await;
         Systemd::peer(client).reboot().await.unwrap();
         assert_eq!(reboots.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_units_job_is_heard_and_that_of_others_is_not() {
+        let (server, client) = serve(FakeSystemd::new(&[], &[])).await;
+        let systemd = Systemd::peer(client);
+        let emitter = SignalEmitter::new(&server, PATH).unwrap();
+        let say = async |unit: &str| {
+            let job = OwnedObjectPath::try_from("/job").unwrap();
+            FakeSystemd::job_removed(&emitter, 1, job, unit, "done").await.unwrap();
+        };
+        let heard = systemd.job_done("multi-user.target");
+        tokio::pin!(heard);
+        say("multi-user.service").await;
+        assert!(timeout(Duration::from_millis(200), &mut heard).await.is_err());
+        say("multi-user.target").await;
+        timeout(Duration::from_secs(30), heard).await.unwrap().unwrap();
     }
 }

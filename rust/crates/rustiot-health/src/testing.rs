@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::net::UnixStream;
 use zbus::connection::Builder;
-use zbus::object_server::Interface;
+use zbus::object_server::{Interface, SignalEmitter};
 use zbus::zvariant::{ObjectPath, OwnedObjectPath};
 use zbus::{Connection, fdo, interface};
 
@@ -62,6 +62,18 @@ impl FakeSystemd {
         let wanted = |u: &&Row| states.iter().any(|s| s == u.2);
         self.units.iter().filter(wanted).map(|u| listed(u.0, u.1, u.2, u.3)).collect()
     }
+
+    fn subscribe(&self) {}
+
+    /// A job is done.
+    #[zbus(signal)]
+    pub async fn job_removed(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        job: OwnedObjectPath,
+        unit: &str,
+        result: &str,
+    ) -> zbus::Result<()>;
 
     fn start_unit(&self, name: String, mode: String) -> OwnedObjectPath {
         if (name.as_str(), mode.as_str()) == ("reboot.target", "replace-irreversibly") {

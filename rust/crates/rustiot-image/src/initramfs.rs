@@ -40,7 +40,7 @@ impl Init {
 struct InitConfig<'a> {
     board: &'a str,
     loader: LoaderKind,
-    modules: Vec<String>,
+    modules: Vec<Vec<String>>,
     watchdog: WatchdogConfig<'a>,
     network_modules: Vec<String>,
     ramoops: Option<RamoopsConfig>,
@@ -82,7 +82,7 @@ pub(crate) fn build(
     let config = InitConfig {
         board: &board.name,
         loader: board.boot.loader,
-        modules: needed.iter().map(place).collect(),
+        modules: index.chains(&needed).iter().map(|chain| chain.iter().map(place).collect()).collect(),
         watchdog: WatchdogConfig {
             device: &board.watchdog.device,
             timeout_s: board.watchdog.timeout_s,

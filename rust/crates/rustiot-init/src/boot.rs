@@ -21,7 +21,7 @@ use crate::{
     files, identity,
     pstore::{self, Crash},
     report::{BootReport, MountState, Reset, Timings},
-    sys::{Mount, Sys},
+    sys::{Module, Mount, Sys},
     watchdog::Watchdog,
 };
 
@@ -91,7 +91,7 @@ pub enum Outcome {
 pub struct Boot<'a> {
     sys: &'a mut dyn Sys,
     root: &'a Path,
-    exec_ms: u64,
+    timings: Timings,
     /// The watchdog, once it is open.
     pub watchdog: Watchdog,
     /// The configuration, once it is read.
@@ -123,11 +123,11 @@ pub struct Facts {
 impl<'a> Boot<'a> {
     /// A boot that begins now.
     pub fn new(sys: &'a mut dyn Sys, root: &'a Path) -> Boot<'a> {
-        let exec_ms = sys.now_ms();
+        let timings = Timings { exec: sys.now_ms(), ..Timings::default() };
         Boot {
             sys,
             root,
-            exec_ms,
+            timings,
             watchdog: Watchdog::default(),
             config: None,
             policy: None,
@@ -140,9 +140,7 @@ impl<'a> Boot<'a> {
     #[must_use]
     pub fn for_rescue(mut self) -> Boot<'a> {
         if let Some(config) = self.config.take() {
-            for module in &config.network_modules {
-                self.load_module(&config, module);
-            }
+            self.load_modules(&config, std::slice::from_ref(&config.network_modules));
             self.config = Some(config);
         }
         self
@@ -161,6 +159,7 @@ impl<'a> Boot<'a> {
         let config = self.read("rustiot/init.json")?;
         let config = InitConfig::parse(&config).map_err(|error| chain(&error))?;
         self.modules(&config);
+        self.timings.modules = self.sys.now_ms();
         self.config = Some(config.clone());
 
         let cmdline = fs::read_to_string(self.root.join("proc/cmdline")).unwrap_or_default();
@@ -170,10 +169,12 @@ impl<'a> Boot<'a> {
         }
         self.firmware_mounts();
         let located = self.locate(&config, &cmdline)?;
+        self.timings.disk = self.sys.now_ms();
         self.facts.slot = Some(located.slot);
         let state = self.mount_partition(&located, "state");
         let data = self.mount_partition(&located, "data");
         self.facts.remembers = state == MountState::Mounted;
+        self.timings.mounts = self.sys.now_ms();
         self.step(0);
 
         match open_policy(&config, &located, self.facts.remembers) {
@@ -186,6 +187,7 @@ impl<'a> Boot<'a> {
             Err(error) => self.note(format!("boot ledger: {error}")),
         }
         let go = self.booted(&located);
+        self.timings.policy = self.sys.now_ms();
         let (kind, rescue) = match &go {
             Go::On(kind) => (*kind, None),
             Go::Reboot(_) => (BootKind::Redirect, None),
@@ -240,7 +242,7 @@ impl<'a> Boot<'a> {
             root_hash: String::new(),
             state,
             data,
-            timings_ms: Timings { exec: self.exec_ms, switch_root: 0 },
+            timings_ms: self.timings,
             rescue,
             messages: Vec::new(),
             loader_repaired: self.facts.loader_repaired,
@@ -311,28 +313,39 @@ impl<'a> Boot<'a> {
         }
     }
 
-    /// Loads the modules in order and opens the watchdog as soon as its driver is there.
+    /// Loads the modules: chain by chain until the watchdog can be opened, then all that are left at once.
     fn modules(&mut self, config: &InitConfig) {
+        let mut chains = config.modules.as_slice();
         let mut watchdog = self.try_watchdog(config);
-        for module in &config.modules {
-            self.load_module(config, module);
+        while watchdog.is_err()
+            && let Some((next, others)) = chains.split_first()
+        {
+            self.load_modules(config, std::slice::from_ref(next));
+            chains = others;
             watchdog = self.try_watchdog(config);
         }
+        self.load_modules(config, chains);
         if let Err(errno) = watchdog {
             self.note(format!("no watchdog: {errno}"));
         }
     }
 
-    fn load_module(&mut self, config: &InitConfig, module: &str) {
-        let params = match (Path::new(module).file_stem(), &config.ramoops) {
-            (Some(name), Some(ramoops)) if name == "ramoops" => ramoops.params(),
-            _ => String::new(),
+    fn load_modules(&mut self, config: &InitConfig, chains: &[Vec<String>]) {
+        let module = |name: &String| {
+            let params = match (Path::new(name).file_stem(), &config.ramoops) {
+                (Some(stem), Some(ramoops)) if stem == "ramoops" => ramoops.params(),
+                _ => String::new(),
+            };
+            Module { path: self.path(name.trim_start_matches('/')), params }
         };
-        let path = self.path(module.trim_start_matches('/'));
-        match self.sys.load_module(&path, &params) {
+        let chains: Vec<Vec<Module>> =
+            chains.iter().map(|chain| chain.iter().map(module).collect()).collect();
+        for (path, errno) in self.sys.load_modules(&chains) {
             // ENODEV: a driver whose hardware this machine does not have
-            Ok(()) | Err(Errno::ENODEV) => {}
-            Err(errno) => self.note(format!("module {module}: {errno}")),
+            if errno != Errno::ENODEV {
+                let module = path.strip_prefix(self.root).unwrap_or(&path);
+                self.note(format!("module /{}: {errno}", module.display()));
+            }
         }
     }
 
@@ -341,7 +354,7 @@ impl<'a> Boot<'a> {
         let Some(wanted) = config.watchdog.as_ref().filter(|_| !self.watchdog.is_open()) else {
             return Ok(());
         };
-        self.watchdog = Watchdog::open(self.sys, self.root, wanted, self.exec_ms)?;
+        self.watchdog = Watchdog::open(self.sys, self.root, wanted, self.timings.exec)?;
         if let Err(errno) = self.watchdog.start(self.sys) {
             self.note(format!("watchdog thread: {errno}"));
         }
@@ -520,7 +533,7 @@ impl<'a> Boot<'a> {
         self.sys.say(&format!(
             "switch-root kind={} ms={} root={}",
             word(&report.kind),
-            report.timings_ms.switch_root.saturating_sub(self.exec_ms),
+            report.timings_ms.switch_root.saturating_sub(self.timings.exec),
             report.root_hash.get(..16).unwrap_or_default()
         ));
         self.step(0);

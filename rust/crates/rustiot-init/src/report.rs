@@ -28,11 +28,19 @@ pub struct Reset {
     pub pstore_tail: Vec<String>,
 }
 
-/// `CLOCK_BOOTTIME` in milliseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// When each part of the boot was done, by `CLOCK_BOOTTIME` in milliseconds; 0: not reached.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Timings {
     /// Init began.
     pub exec: u64,
+    /// The kernel's modules are loaded.
+    pub modules: u64,
+    /// The disk and the slot are known.
+    pub disk: u64,
+    /// `state` and `data` are mounted, as far as they can be.
+    pub mounts: u64,
+    /// The policy has decided; what it remembers is durable.
+    pub policy: u64,
     /// The root is mounted; the real init comes next.
     pub switch_root: u64,
 }

@@ -11,6 +11,9 @@ use crate::systemd::{Systemd, Unit};
 /// The unit whose dependencies are the list.
 pub const LIST: &str = "rustiot-required.target";
 
+/// The unit whose start is the end of a boot.
+pub const BOOT_ENDS_AT: &str = "multi-user.target";
+
 /// The unit that the gate runs in.
 const OURSELVES: &str = "rustiot-health.service";
 
