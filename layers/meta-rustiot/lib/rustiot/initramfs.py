@@ -101,9 +101,13 @@ class Modules:
             done.add(name)
             if name not in self.modules:
                 return
-            for need in self._needs(name):
+            path, needs = self.modules[name]
+            for need in reversed(needs):
                 visit(need)
-            order.append(self.modules[name][0])
+            for soft in self.soft.get(name, []):
+                for provider in self._providers(soft):
+                    visit(provider)
+            order.append(path)
 
         for name in map(canonical, names):
             if name not in self.modules and name not in self.builtin:
@@ -113,22 +117,6 @@ class Modules:
                 )
             visit(name)
         return order
-
-    def chains(self, order):
-        """`order`, a result of closure(), in chains: modules that need each other are in one, in the order in which they
-        load; no chain needs another. A chain stands where its first module stood."""
-        chains = []
-        for path in order:
-            needs = set(self._needs(canonical(path)))
-            joined = [chain for chain in chains if needs & set(map(canonical, chain))]
-            chains = [chain for chain in chains if chain not in joined]
-            chains.append(sorted(sum(joined, []) + [path], key=order.index))
-        return sorted(chains, key=lambda chain: order.index(chain[0]))
-
-    def _needs(self, name):
-        """What must be there before `name`, by its symbols and by its soft dependencies."""
-        hard = list(reversed(self.modules[name][1]))
-        return hard + [p for soft in self.soft.get(name, []) for p in self._providers(soft)]
 
     def _providers(self, name):
         """The modules that a soft dependency may mean; of several implementations of an algorithm all count."""
@@ -142,15 +130,14 @@ class Modules:
 
 
 def configuration(board, needed, network, development, place):
-    """/rustiot/init.json. `needed` are chains and `network` paths of the index, `place` puts them into the initramfs."""
-    loaded = sum(needed, [])
+    """/rustiot/init.json. `needed` and `network` are paths of the index, `place` puts them into the initramfs."""
     watchdog = board["watchdog"]
     return {
         "board": board["name"],
         "loader": board["boot"]["loader"],
-        "modules": [[place(path) for path in chain] for chain in needed],
+        "modules": [place(path) for path in needed],
         "watchdog": {key: watchdog[key] for key in ("device", "timeout_s", "deadline_s")},
-        "network_modules": [place(path) for path in network if path not in loaded],
+        "network_modules": [place(path) for path in network if path not in needed],
         # U-Boot boards describe the area in the device tree, UEFI boards keep records in variables.
         "ramoops": None,
         "lab": development,

@@ -40,7 +40,7 @@ impl Init {
 struct InitConfig<'a> {
     board: &'a str,
     loader: LoaderKind,
-    modules: Vec<Vec<String>>,
+    modules: Vec<String>,
     watchdog: WatchdogConfig<'a>,
     network_modules: Vec<String>,
     ramoops: Option<RamoopsConfig>,
@@ -82,7 +82,7 @@ pub(crate) fn build(
     let config = InitConfig {
         board: &board.name,
         loader: board.boot.loader,
-        modules: index.chains(&needed).iter().map(|chain| chain.iter().map(place).collect()).collect(),
+        modules: needed.iter().map(place).collect(),
         watchdog: WatchdogConfig {
             device: &board.watchdog.device,
             timeout_s: board.watchdog.timeout_s,

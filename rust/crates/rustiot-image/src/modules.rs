@@ -104,43 +104,20 @@ impl Index {
         Ok(order)
     }
 
-    /// `order`, a result of [`Index::closure`], in chains: modules that need each other, directly or not, are in one and
-    /// in the order in which they load; no chain needs another. A chain stands where its first module stood.
-    pub(crate) fn chains(&self, order: &[String]) -> Vec<Vec<String>> {
-        let mut chains: Vec<Vec<String>> = Vec::new();
-        for path in order {
-            let needs = self.needs(&canonical(path));
-            let needed = |chain: &Vec<String>| chain.iter().any(|other| needs.contains(&canonical(other)));
-            let (joined, rest): (Vec<_>, Vec<_>) = chains.into_iter().partition(needed);
-            let mut chain = joined.concat();
-            chain.push(path.clone());
-            chains = rest;
-            chains.push(chain);
-        }
-        let place = |path: &String| order.iter().position(|other| other == path);
-        for chain in &mut chains {
-            chain.sort_by_key(place);
-        }
-        chains.sort_by_key(|chain| chain.first().and_then(place));
-        chains
-    }
-
     fn visit(&self, name: &str, done: &mut BTreeSet<String>, order: &mut Vec<String>) {
         if !done.insert(name.to_owned()) {
             return;
         }
-        let Some((path, _)) = self.modules.get(name) else { return };
-        for need in self.needs(name) {
-            self.visit(&need, done, order);
+        let Some((path, needs)) = self.modules.get(name) else { return };
+        for need in needs.iter().rev() {
+            self.visit(need, done, order);
+        }
+        for soft in self.soft.get(name).into_iter().flatten() {
+            for provider in self.providers(soft) {
+                self.visit(&provider, done, order);
+            }
         }
         order.push(path.clone());
-    }
-
-    /// What must be there before `name`, by its symbols and by its soft dependencies.
-    fn needs(&self, name: &str) -> Vec<String> {
-        let hard = self.modules.get(name).into_iter().flat_map(|(_, needs)| needs.iter().rev().cloned());
-        let soft = self.soft.get(name).into_iter().flatten().flat_map(|soft| self.providers(soft));
-        hard.chain(soft).collect()
     }
 
     /// The modules that a soft dependency may mean. Among several implementations of an algorithm all count: which one
@@ -188,25 +165,6 @@ mod tests {
                 "kernel/crypto/crc32c_generic.ko.xz",
                 "kernel/crypto/crc32c-intel.ko.xz",
                 "kernel/fs/ext4/ext4.ko.xz"
-            ]
-        );
-    }
-
-    #[test]
-    fn modules_that_need_each_other_are_in_one_chain_and_others_are_not() {
-        let index = index();
-        let order = index.closure(["b", "ext4", "a"], "f").unwrap();
-        assert_eq!(
-            index.chains(&order),
-            [
-                &["kernel/c.ko", "kernel/b.ko", "kernel/a.ko"][..],
-                &[
-                    "kernel/fs/mbcache.ko.xz",
-                    "kernel/fs/jbd2/jbd2.ko.xz",
-                    "kernel/crypto/crc32c_generic.ko.xz",
-                    "kernel/crypto/crc32c-intel.ko.xz",
-                    "kernel/fs/ext4/ext4.ko.xz"
-                ]
             ]
         );
     }

@@ -21,7 +21,7 @@ use crate::{
     files, identity,
     pstore::{self, Crash},
     report::{BootReport, MountState, Reset, Timings},
-    sys::{Module, Mount, Sys},
+    sys::{Mount, Sys},
     watchdog::Watchdog,
 };
 
@@ -140,7 +140,9 @@ impl<'a> Boot<'a> {
     #[must_use]
     pub fn for_rescue(mut self) -> Boot<'a> {
         if let Some(config) = self.config.take() {
-            self.load_modules(&config, std::slice::from_ref(&config.network_modules));
+            for module in &config.network_modules {
+                self.load_module(&config, module);
+            }
             self.config = Some(config);
         }
         self
@@ -313,39 +315,28 @@ impl<'a> Boot<'a> {
         }
     }
 
-    /// Loads the modules: chain by chain until the watchdog can be opened, then all that are left at once.
+    /// Loads the modules in order and opens the watchdog as soon as its driver is there.
     fn modules(&mut self, config: &InitConfig) {
-        let mut chains = config.modules.as_slice();
         let mut watchdog = self.try_watchdog(config);
-        while watchdog.is_err()
-            && let Some((next, others)) = chains.split_first()
-        {
-            self.load_modules(config, std::slice::from_ref(next));
-            chains = others;
+        for module in &config.modules {
+            self.load_module(config, module);
             watchdog = self.try_watchdog(config);
         }
-        self.load_modules(config, chains);
         if let Err(errno) = watchdog {
             self.note(format!("no watchdog: {errno}"));
         }
     }
 
-    fn load_modules(&mut self, config: &InitConfig, chains: &[Vec<String>]) {
-        let module = |name: &String| {
-            let params = match (Path::new(name).file_stem(), &config.ramoops) {
-                (Some(stem), Some(ramoops)) if stem == "ramoops" => ramoops.params(),
-                _ => String::new(),
-            };
-            Module { path: self.path(name.trim_start_matches('/')), params }
+    fn load_module(&mut self, config: &InitConfig, module: &str) {
+        let params = match (Path::new(module).file_stem(), &config.ramoops) {
+            (Some(name), Some(ramoops)) if name == "ramoops" => ramoops.params(),
+            _ => String::new(),
         };
-        let chains: Vec<Vec<Module>> =
-            chains.iter().map(|chain| chain.iter().map(module).collect()).collect();
-        for (path, errno) in self.sys.load_modules(&chains) {
+        let path = self.path(module.trim_start_matches('/'));
+        match self.sys.load_module(&path, &params) {
             // ENODEV: a driver whose hardware this machine does not have
-            if errno != Errno::ENODEV {
-                let module = path.strip_prefix(self.root).unwrap_or(&path);
-                self.note(format!("module /{}: {errno}", module.display()));
-            }
+            Ok(()) | Err(Errno::ENODEV) => {}
+            Err(errno) => self.note(format!("module {module}: {errno}")),
         }
     }
 

@@ -54,10 +54,9 @@ pub struct InitConfig {
     pub board: String,
     /// Boot loader family.
     pub loader: LoaderKind,
-    /// Kernel modules in chains: in a chain each may need those before it, and no chain needs another. The watchdog's
-    /// first, then what the disk and the root need.
+    /// Kernel modules in load order: watchdog first, then what the disk and the root need.
     #[serde(default)]
-    pub modules: Vec<Vec<String>>,
+    pub modules: Vec<String>,
     /// The watchdog, or nothing on a board without one.
     #[serde(default)]
     pub watchdog: Option<WatchdogConfig>,
@@ -156,7 +155,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const INIT: &str = r#"{"board":"qemux86-64","loader":"uefi","modules":[["/lib/modules/a.ko"]],
+    const INIT: &str = r#"{"board":"qemux86-64","loader":"uefi","modules":["/lib/modules/a.ko"],
         "watchdog":{"device":"/dev/watchdog","timeout_s":60,"deadline_s":180},
         "network_modules":["/lib/modules/net.ko"],"ramoops":null,"from_the_future":1}"#;
 
@@ -164,7 +163,7 @@ mod tests {
     fn reads_the_contracts_example_and_is_not_a_lab_image_by_default() {
         let config = InitConfig::parse(INIT.as_bytes()).unwrap();
         assert_eq!(config.loader, LoaderKind::Uefi);
-        assert_eq!(config.modules, [["/lib/modules/a.ko"]]);
+        assert_eq!(config.modules, ["/lib/modules/a.ko"]);
         assert_eq!(config.watchdog.unwrap().deadline_s, 180);
         assert!(!config.lab);
     }

@@ -1,13 +1,10 @@
 //! A kernel that records what it is asked and fails where a test says so.
 
-use std::{
-    collections::VecDeque,
-    path::{Path, PathBuf},
-};
+use std::{collections::VecDeque, path::Path};
 
 use nix::errno::Errno;
 
-use super::{Module, Mount, OpenWatchdog, Sys};
+use super::{Mount, OpenWatchdog, Sys};
 use crate::dm::Command;
 
 /// See the module.
@@ -87,16 +84,9 @@ impl Sys for FakeSys {
         })
     }
 
-    fn load_modules(&mut self, chains: &[Vec<Module>]) -> Vec<(PathBuf, Errno)> {
-        self.calls.push(format!("chains {}", chains.len()));
-        let mut failures = Vec::new();
-        for module in chains.iter().flatten() {
-            let call = format!("module {} {}", self.short(&module.path), module.params);
-            if let Err(errno) = self.call(call.trim_end().to_string()) {
-                failures.push((module.path.clone(), errno));
-            }
-        }
-        failures
+    fn load_module(&mut self, path: &Path, params: &str) -> Result<(), Errno> {
+        let path = self.short(path);
+        self.call(format!("module {path} {params}").trim_end().to_string())
     }
 
     fn open_watchdog(&mut self, path: &Path, timeout_s: u32) -> Result<OpenWatchdog, Errno> {

@@ -12,7 +12,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -28,7 +28,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
-use super::{Module, Mount, OpenWatchdog, Sys};
+use super::{Mount, OpenWatchdog, Sys};
 use crate::{dhcp::Lease, dm::Command, rescue::Net};
 
 mod ioctls {
@@ -103,20 +103,6 @@ pub fn switch_root(new_root: &Path, programs: &[&str], args: &[&str]) -> io::Res
     Err(error.into())
 }
 
-fn load_chain(chain: &[Module]) -> Vec<(PathBuf, Errno)> {
-    let load = |module: &Module| match load_module(module) {
-        Ok(()) | Err(Errno::EEXIST) => None,
-        Err(errno) => Some((module.path.clone(), errno)),
-    };
-    chain.iter().filter_map(load).collect()
-}
-
-fn load_module(module: &Module) -> Result<(), Errno> {
-    let file = File::open(&module.path).map_err(errno)?;
-    let params = CString::new(module.params.as_str()).map_err(|_| Errno::EINVAL)?;
-    finit_module(&file, &params, ModuleInitFlags::empty())
-}
-
 impl Sys for Linux {
     fn now_ms(&mut self) -> u64 {
         now_ms()
@@ -136,26 +122,13 @@ impl Sys for Linux {
         )
     }
 
-    fn load_modules(&mut self, chains: &[Vec<Module>]) -> Vec<(PathBuf, Errno)> {
-        let Some((own, others)) = chains.split_first() else { return Vec::new() };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = others
-                .iter()
-                .map(|chain| {
-                    let load = || load_chain(chain);
-                    (chain, std::thread::Builder::new().spawn_scoped(scope, load))
-                })
-                .collect();
-            let mut failures = load_chain(own);
-            for (chain, thread) in threads {
-                failures.extend(match thread.map(std::thread::ScopedJoinHandle::join) {
-                    Ok(Ok(failures)) => failures,
-                    // no thread to be had: then one after the other
-                    _ => load_chain(chain),
-                });
-            }
-            failures
-        })
+    fn load_module(&mut self, path: &Path, params: &str) -> Result<(), Errno> {
+        let file = File::open(path).map_err(errno)?;
+        let params = CString::new(params).map_err(|_| Errno::EINVAL)?;
+        match finit_module(&file, &params, ModuleInitFlags::empty()) {
+            Err(Errno::EEXIST) => Ok(()),
+            other => other,
+        }
     }
 
     fn open_watchdog(&mut self, path: &Path, timeout_s: u32) -> Result<OpenWatchdog, Errno> {

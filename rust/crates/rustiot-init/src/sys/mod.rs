@@ -3,10 +3,7 @@
 //! Decides nothing. [`linux`] is the real one and holds all `unsafe` code of this crate; the tests use a recording
 //! fake that can be told to fail. Plain files are reached through a root directory that is an argument.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, path::Path};
 
 use nix::{errno::Errno, mount::MsFlags};
 
@@ -16,15 +13,6 @@ pub mod linux;
 
 #[cfg(test)]
 pub(crate) mod fake;
-
-/// A kernel module to load.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Module {
-    /// Its file.
-    pub path: PathBuf,
-    /// Its parameters, as on the kernel's command line.
-    pub params: String,
-}
 
 /// One `mount(2)`.
 #[derive(Clone, Copy, Debug)]
@@ -66,10 +54,11 @@ pub trait Sys {
     /// The kernel's.
     fn mount(&mut self, mount: &Mount) -> Result<(), Errno>;
 
-    /// `finit_module(2)` for the modules of each chain in order, the chains at once: most of a short boot is the kernel
-    /// loading modules, and all processors can do it. One that is there already is success; one that fails does not
-    /// keep the next from being tried. Returns the failures: the kernel's, or those of opening the file.
-    fn load_modules(&mut self, chains: &[Vec<Module>]) -> Vec<(PathBuf, Errno)>;
+    /// `finit_module(2)`; a module that is already there is success.
+    ///
+    /// # Errors
+    /// The kernel's, or that of opening the file.
+    fn load_module(&mut self, path: &Path, params: &str) -> Result<(), Errno>;
 
     /// Opens the watchdog, which starts it, sets its timeout in seconds and asks what reset the machine.
     ///
