@@ -196,7 +196,7 @@ impl Service {
         };
         let systemd = Systemd::on_bus(bus);
         let boot_ends = async {
-            // a bus that cannot tell leaves it to the pause
+            // A bus that cannot tell leaves it to the pause, and so does an end between the look and this.
             if systemd.job_done(units::BOOT_ENDS_AT).await.is_err() {
                 std::future::pending::<()>().await;
             }

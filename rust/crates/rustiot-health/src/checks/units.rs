@@ -11,7 +11,7 @@ use crate::systemd::{Systemd, Unit};
 /// The unit whose dependencies are the list.
 pub const LIST: &str = "rustiot-required.target";
 
-/// The unit whose start is the end of a boot.
+/// The unit whose start is the end of a boot; [`LIST`] names it.
 pub const BOOT_ENDS_AT: &str = "multi-user.target";
 
 /// The unit that the gate runs in.
@@ -133,6 +133,16 @@ mod tests {
         let systemd = Systemd::peer(client);
         let more: Vec<String> = more.iter().map(|s| (*s).to_owned()).collect();
         Units::default().required(&systemd, &more).await
+    }
+
+    /// Or the gate would not wait for what it listens to.
+    #[test]
+    fn the_list_names_the_end_of_the_boot() {
+        let list = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../../../conf/rootfs/usr/lib/systemd/system")
+            .join(LIST);
+        let list = std::fs::read_to_string(list).unwrap();
+        assert!(list.lines().any(|line| line == format!("Wants={BOOT_ENDS_AT}")), "{list}");
     }
 
     #[tokio::test]

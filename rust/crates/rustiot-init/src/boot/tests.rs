@@ -187,6 +187,9 @@ fn the_report_says_what_this_boot_is() {
     let messages = report["messages"].as_array().unwrap();
     assert_eq!(messages.len(), 2, "a driver without its hardware is no news: {messages:?}");
     assert_eq!(messages[1], "mount data (vda7): EINVAL: Invalid argument");
+    for step in ["exec", "modules", "disk", "mounts", "policy", "switch_root"] {
+        assert!(report["timings_ms"][step].as_u64().is_some_and(|ms| ms > 0), "{step}: {report}");
+    }
 }
 
 #[test]
