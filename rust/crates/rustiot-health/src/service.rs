@@ -28,7 +28,7 @@ use crate::systemd::Systemd;
 
 /// Once stable, there is no hurry.
 const CALM_INTERVAL: Duration = Duration::from_secs(30);
-/// Silence after which the watchdog restarts us; a look takes seconds, even when everything times out.
+/// Silence after which the watchdog restarts us, at least; a look takes seconds, even when everything times out.
 const ALIVE_WITHIN: Duration = Duration::from_secs(180);
 /// How long the ledger may take.
 const LEDGER_LIMIT: Duration = Duration::from_secs(30);
@@ -104,6 +104,15 @@ pub async fn run() -> anyhow::Result<()> {
     }
 }
 
+/// Silence that means trouble: an owner who wants few looks is not restarted between two of them.
+fn alive_within(interval: Duration) -> Duration {
+    ALIVE_WITHIN.max(interval.saturating_mul(2))
+}
+
+fn client(within: Duration) -> Option<Client> {
+    Name::new("health").ok().map(|name| Client::new(name, within))
+}
+
 impl Service {
     fn new() -> Self {
         let report: Option<BootReport> = read_json("boot.json");
@@ -127,7 +136,7 @@ impl Service {
             settings_at: None,
             gate,
             looks: Looks::new(Path::new("/")),
-            watchdog: Name::new("health").ok().map(|name| Client::new(name, ALIVE_WITHIN)),
+            watchdog: client(ALIVE_WITHIN),
             opened_at: earlier.as_ref().and_then(|s| seconds(s.opened_at_s)),
             stable_at: earlier.as_ref().and_then(|s| seconds(s.stable_at_s)),
             committed: kind == BootKind::Normal || stable,
@@ -212,6 +221,10 @@ impl Service {
             && at != self.settings_at
             && let Ok(settings) = Settings::load_from(&path)
         {
+            let within = alive_within(settings.health.interval.get());
+            if within != alive_within(self.settings.health.interval.get()) {
+                self.watchdog = client(within);
+            }
             self.settings = settings;
             self.settings_at = at;
         }
@@ -394,5 +407,18 @@ fn notify(text: &str) {
     };
     if let (Ok(socket), Ok(address)) = (UnixDatagram::unbound(), address) {
         let _ = socket.send_to_addr(text.as_bytes(), &address);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_interval_that_an_owner_may_set_counts_as_silence() {
+        let seconds = Duration::from_secs;
+        assert_eq!(alive_within(seconds(5)), ALIVE_WITHIN);
+        // The longest that rustiot-config takes; 3600 s is the watchdog's own limit.
+        assert_eq!(alive_within(seconds(600)), seconds(1200));
     }
 }
