@@ -1,0 +1,19 @@
+//! Deltas between releases: one file format for every way to get a bundle. The decoder gives a seekable view of the
+//! target in bounded memory and runs on the device; the encoder (feature `encode`) runs on a workstation. Pure: no
+//! network, no clock, no threads on the device; bytes come through [`ReadAt`]. Called by the fetch proxy and the
+//! publisher. Contract: `docs/contracts/delta-format.md`.
+
+mod error;
+mod format;
+mod read;
+mod target;
+
+#[cfg(feature = "encode")]
+mod encode;
+
+#[cfg(feature = "encode")]
+pub use encode::{EncodeError, Options, Source, Summary, encode};
+pub use error::{Error, Part};
+pub use format::{Header, SourceInfo};
+pub use read::{FileAt, ReadAt};
+pub use target::{Delta, Target};
