@@ -85,6 +85,8 @@ struct Stock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ArchiveSizes {
     /// As the kernel unpacks it.
+    pub unpacked: u64,
+    /// The same with modules that are compressed in it (`.ko.xz`) uncompressed: like is compared with like.
     pub uncompressed: u64,
     /// All of it by `zstd -9`, whatever its maker does.
     pub compressed: u64,
@@ -145,7 +147,7 @@ impl Baseline {
         })?;
         let chroot = dir.join("root");
         let base = Base::ensure(ctx, toolbox, board.arch, true, progress)?;
-        let key = Key::new("baseline initramfs 4")
+        let key = Key::new("baseline initramfs 5")
             .text(&chroot.to_string_lossy())
             .bytes(&base.key()?)
             .tree(&ctx.conf("bench"))?
@@ -255,7 +257,8 @@ impl Stock {
 
 /// Runs all generators in `chroot`.
 fn generate(ctx: &Context, chroot: &Toolbox, base: &Base, board: &Board, work: &Path) -> Result<(), Error> {
-    let modules: Vec<&str> = board.initramfs_modules().collect();
+    let modules: Vec<&str> =
+        board.initramfs_modules().chain(board.modules.rescue.iter().map(String::as_str)).collect();
     let index = base.modules()?;
     let release = index.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let run = |program: &str, args: &[&str]| {
@@ -385,37 +388,99 @@ pub fn archive_sizes(toolbox: &Toolbox, path: &Path) -> Result<ArchiveSizes, Err
     };
     let whole =
         format!("{{ head -c {plain} \"$1\"; tail -c +{} \"$1\" | {unpack}; }}", plain.saturating_add(1));
-    let count = |last: &str| {
-        let script = format!("{whole} {last} | wc -c");
-        let said = toolbox.run("sh", ["-c".as_ref(), script.as_ref(), "sh".as_ref(), path.as_os_str()])?;
-        said.trim().parse().map_err(|_| content(path, format!("`wc` said {said}")))
+    let work = tempfile::tempdir().at("create", "a temporary directory")?;
+    let file = work.path().join("unpacked.cpio");
+    let run = |script: &str| {
+        let args = ["-c".as_ref(), script.as_ref(), "sh".as_ref(), path.as_os_str(), file.as_os_str()];
+        toolbox.run("sh", args)
     };
-    Ok(ArchiveSizes { uncompressed: count("")?, compressed: count("| zstd -9 -q -c")? })
+    let bytes_said = |said: &str| said.trim().parse().map_err(|_| content(path, format!("`wc` said {said}")));
+    run(&format!("{whole} > \"$2\""))?;
+    let compressed = bytes_said(&run(r#"zstd -9 -q -c "$2" | wc -c"#)?)?;
+    let archive = fs::read(&file).at("read", &file)?;
+    let growth = modules_growth(toolbox, &archive, work.path())?;
+    let unpacked = archive.len() as u64;
+    Ok(ArchiveSizes { unpacked, uncompressed: unpacked.saturating_add(growth), compressed })
+}
+
+/// By how much the archive would grow if its compressed modules were not.
+fn modules_growth(toolbox: &Toolbox, archive: &[u8], work: &Path) -> Result<u64, Error> {
+    let mut files = Vec::new();
+    for module in entries(archive).filter(|(name, _)| name.ends_with(b".ko.xz")).map(|(_, data)| data) {
+        let file = work.join(format!("{}.xz", files.len()));
+        write(&file, module)?;
+        files.push(file);
+    }
+    if files.is_empty() {
+        return Ok(0);
+    }
+    let options = ["--robot", "--list"].map(|o| o.as_ref()).into_iter();
+    let said = toolbox.run("xz", options.chain(files.iter().map(|f| f.as_os_str())))?;
+    // xz(1), "List mode": totals, streams, blocks, compressed, uncompressed, …; one file has no totals.
+    let lines = || said.lines().map(|line| line.split('\t').collect::<Vec<_>>());
+    let line = lines()
+        .find(|l| l.first() == Some(&"totals"))
+        .or_else(|| lines().find(|l| l.first() == Some(&"file")));
+    let number = |at: usize| line.as_ref()?.get(at)?.parse::<u64>().ok();
+    match (number(3), number(4)) {
+        (Some(compressed), Some(plain)) => Ok(plain.saturating_sub(compressed)),
+        _ => Err(content(work, format!("`xz --list` said {said}"))),
+    }
+}
+
+/// Names and contents of the files in archives in a row ("newc"), up to the first byte that is of neither.
+fn entries(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        // Between archives the kernel skips zeros.
+        at += bytes.get(at..)?.iter().position(|b| *b != 0)?;
+        let entry = Entry::at(bytes, at)?;
+        at = entry.end;
+        Some((bytes.get(entry.name)?, bytes.get(entry.data)?))
+    })
+}
+
+/// Where an archive's entry lies.
+struct Entry {
+    name: std::ops::Range<usize>,
+    data: std::ops::Range<usize>,
+    end: usize,
+}
+
+impl Entry {
+    /// The entry that begins at `at`, if one does and is whole.
+    fn at(bytes: &[u8], at: usize) -> Option<Self> {
+        const HEADER: usize = 110;
+        let field = |number: usize| {
+            let from = at.checked_add(6)?.checked_add(number.checked_mul(8)?)?;
+            let text = std::str::from_utf8(bytes.get(from..from.checked_add(8)?)?).ok()?;
+            usize::from_str_radix(text, 16).ok()
+        };
+        if !bytes.get(at..)?.starts_with(b"070701") {
+            return None;
+        }
+        let name = at.checked_add(HEADER)?;
+        let name_end = name.checked_add(field(11)?)?;
+        let data = name_end.checked_next_multiple_of(4)?;
+        let data_end = data.checked_add(field(6)?)?;
+        let end = data_end.checked_next_multiple_of(4).filter(|end| *end <= bytes.len())?;
+        // The name is counted with its closing zero.
+        Some(Entry { name: name..name_end.checked_sub(1)?, data: data..data_end, end })
+    }
 }
 
 /// The length of the uncompressed archives ("newc") and padding that `bytes` begins with.
 fn plain_length(bytes: &[u8]) -> usize {
-    const HEADER: usize = 110;
-    let field = |at: usize, number: usize| {
-        let from = at.checked_add(6)?.checked_add(number.checked_mul(8)?)?;
-        let text = std::str::from_utf8(bytes.get(from..from.checked_add(8)?)?).ok()?;
-        usize::from_str_radix(text, 16).ok()
-    };
-    let end_of = |at: usize| {
-        let (size, name) = (field(at, 6)?, field(at, 11)?);
-        let data = at.checked_add(HEADER)?.checked_add(name)?.checked_next_multiple_of(4)?;
-        data.checked_add(size)?.checked_next_multiple_of(4).filter(|end| *end <= bytes.len())
-    };
     let mut at = 0;
     loop {
         match bytes.get(at) {
             // Between archives the kernel skips zeros.
             Some(0) => at += 1,
-            Some(_) if bytes.get(at..).is_some_and(|b| b.starts_with(b"070701")) => match end_of(at) {
-                Some(end) => at = end,
+            Some(_) => match Entry::at(bytes, at) {
+                Some(entry) => at = entry.end,
                 None => return at,
             },
-            _ => return at,
+            None => return at,
         }
     }
 }
@@ -439,6 +504,14 @@ mod tests {
         let with_rest = [&plain[..], &[0x28, 0xb5, 0x2f, 0xfd]].concat();
         assert_eq!(plain_length(&with_rest), plain.len());
         assert_eq!(plain_length(b"\x1f\x8b"), 0);
+    }
+
+    #[test]
+    fn files_in_archives_in_a_row_are_found() {
+        let both = [archive(b"hello"), vec![0; 512], archive(b"")].concat();
+        let found: Vec<_> =
+            entries(&both).filter(|(name, _)| *name == b"a/b").map(|(_, data)| data).collect();
+        assert_eq!(found, [&b"hello"[..], b""]);
     }
 
     #[test]
@@ -477,6 +550,7 @@ mod tests {
                 *byte ^= 0x30;
             }
             prop_assert!(plain_length(&all) <= all.len());
+            prop_assert!(entries(&all).count() <= all.len());
         }
     }
 }

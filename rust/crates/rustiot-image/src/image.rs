@@ -150,7 +150,7 @@ pub fn build(
     let kernel_words = Kernel::load(&ctx.conf("kernel.toml"))?.cmdline;
     let cmdline = [&kernel_words[..], &board.boot.cmdline, &request.cmdline].concat().join(" ");
     let init = request.init.program(&programs);
-    let mut key = Key::new("boot 1")
+    let mut key = Key::new("boot 3")
         .bytes(&base.key()?)
         .text(&toolbox.root().to_string_lossy())
         .text(&root.verity.root_hash)

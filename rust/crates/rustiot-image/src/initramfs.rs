@@ -4,6 +4,7 @@
 use crate::base::Base;
 use crate::cpio::Archive;
 use crate::error::{At, Error, content};
+use crate::module_file::{remove_signatures, remove_type_information};
 use crate::modules::Index;
 use crate::programs::Programs;
 use crate::root::Verity;
@@ -76,7 +77,8 @@ pub(crate) fn build(
     let all = index
         .closure(board.initramfs_modules().chain(board.modules.rescue.iter().map(String::as_str)), &file)?;
     let unpacked = work.join("modules");
-    unpack(toolbox, &index, &all, &unpacked)?;
+    let files = unpack(toolbox, &index, &all, &unpacked)?;
+    remove_type_information(toolbox, board.arch, &files)?;
 
     let place = |path: &String| format!("/lib/modules/{}/{}", index.release(), plain(path));
     let config = InitConfig {
@@ -130,8 +132,13 @@ pub(crate) fn plain(path: &str) -> &str {
     path.strip_suffix(".xz").or_else(|| path.strip_suffix(".zst")).unwrap_or(path)
 }
 
-/// Copies `modules` (paths of `index`) to `dir`, uncompressed.
-pub(crate) fn unpack(toolbox: &Toolbox, index: &Index, modules: &[String], dir: &Path) -> Result<(), Error> {
+/// Copies `modules` (paths of `index`) to `dir`, uncompressed and without signatures; returns the files.
+pub(crate) fn unpack(
+    toolbox: &Toolbox,
+    index: &Index,
+    modules: &[String],
+    dir: &Path,
+) -> Result<Vec<PathBuf>, Error> {
     let mut compressed = Vec::new();
     for module in modules {
         let (from, to) = (index.dir().join(module), dir.join(module));
@@ -151,5 +158,7 @@ pub(crate) fn unpack(toolbox: &Toolbox, index: &Index, modules: &[String], dir: 
     if !zstd.is_empty() {
         toolbox.run("zstd", [&["-q".into(), "--decompress".into(), "--rm".into()][..], &zstd].concat())?;
     }
-    Ok(())
+    let files: Vec<PathBuf> = modules.iter().map(|module| dir.join(plain(module))).collect();
+    remove_signatures(&files)?;
+    Ok(files)
 }

@@ -26,6 +26,7 @@ pub mod guard;
 mod image;
 mod initramfs;
 pub mod keys;
+mod module_file;
 mod modules;
 mod packages;
 mod programs;

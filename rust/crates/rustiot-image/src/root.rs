@@ -88,7 +88,7 @@ impl Inputs<'_> {
     /// Builds the root, or finds it in the cache.
     pub(crate) fn ensure(&self, progress: &dyn Progress) -> Result<Root, Error> {
         let conf = |name: &str| self.ctx.conf(name);
-        let mut key = Key::new("root 1")
+        let mut key = Key::new("root 2")
             .bytes(&self.base.key()?)
             .file(&self.programs.device)?
             .tree(&conf("rootfs"))?

@@ -4,7 +4,7 @@
 use crate::device::Device;
 use crate::lab::Lab;
 use anyhow::{Context as _, Result, bail, ensure};
-use rustiot_board::Board;
+use rustiot_board::{Arch, Board};
 use rustiot_image::keys::{self, Signer};
 use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Progress, Request, Silent};
 use std::collections::BTreeMap;
@@ -45,6 +45,8 @@ pub enum File {
     Text(&'static str, &'static str),
     /// The same, executable.
     Program(&'static str, &'static str),
+    /// Path in the root and the source of a static program, a file of `conf/bench`.
+    Built(&'static str, &'static str),
     /// Path and target of a symbolic link; a unit that links to `/dev/null` is masked.
     Link(&'static str, &'static str),
 }
@@ -110,7 +112,10 @@ impl Fixtures {
         self.once(&format!("image {} {}", board.name, release.name), || {
             let overlay = tempfile::tempdir_in(lab.context.cache()).context("cannot make an overlay")?;
             for file in release.files {
-                place(overlay.path(), file)?;
+                match file {
+                    File::Built(path, source) => compile(lab, board, source, &overlay.path().join(path))?,
+                    file => place(overlay.path(), file)?,
+                }
             }
             let mut request = Request::new(&board.name, release.version, &signer.keyring);
             request.floor = release.floor.map(String::from);
@@ -259,13 +264,32 @@ fn identity(image: &Image) -> String {
     format!("{} {}", image.boot.display(), image.root.display())
 }
 
+fn make_parent(file: &Path) -> Result<()> {
+    let Some(dir) = file.parent() else { return Ok(()) };
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))
+}
+
+/// Builds `source` of `conf/bench` for `board` at `to`.
+fn compile(lab: &Lab, board: &Board, source: &str, to: &Path) -> Result<()> {
+    make_parent(to)?;
+    let compiler = match board.arch {
+        Arch::Amd64 => "gcc",
+        Arch::Arm64 => "aarch64-linux-gnu-gcc",
+    };
+    let source = lab.context.conf("bench").join(source);
+    let mut gcc = lab.toolbox.command(compiler);
+    let output = gcc.args(["-Wall", "-Werror", "-Os", "-static", "-s", "-o"]).args([to, &source]).output();
+    let output = output.with_context(|| format!("cannot run {compiler}"))?;
+    ensure!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 fn place(root: &Path, file: &File) -> Result<()> {
-    let (File::Text(path, _) | File::Program(path, _) | File::Link(path, _)) = file;
+    let (File::Text(path, _) | File::Program(path, _) | File::Link(path, _) | File::Built(path, _)) = file;
     let target = root.join(path);
-    if let Some(dir) = target.parent() {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    }
+    make_parent(&target)?;
     let made = match file {
+        File::Built(_, source) => bail!("{source} must be compiled"),
         File::Text(_, text) => std::fs::write(&target, text),
         File::Link(_, to) => std::os::unix::fs::symlink(to, &target),
         File::Program(_, text) => std::fs::write(&target, text)
