@@ -8,7 +8,8 @@ use crate::cache::{Key, stage};
 use crate::context::{Context, Progress};
 use crate::error::{At, Error, refused};
 use crate::packages::Packages;
-use std::ffi::OsStr;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -27,15 +28,38 @@ done
 for file in /etc/resolv.conf /etc/hosts; do
   if [ -f "$file" ] && [ -f "$root$file" ]; then mount --bind "$(readlink -f "$file")" "$root$file"; fi
 done
-exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME="${HOME:-/root}" TERM="${TERM:-dumb}" LC_ALL=C.UTF-8 TZ=UTC \
-  chroot "$root" env -C "$cwd" "$@"
+exec chroot "$root" env -C "$cwd" "$@"
 "#;
 
+/// The environment of every command; `HOME` and `TERM` are the workstation's where it has them.
+const ENVIRONMENT: [(&str, &str); 5] = [
+    ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("HOME", "/root"),
+    ("TERM", "dumb"),
+    ("LC_ALL", "C.UTF-8"),
+    ("TZ", "UTC"),
+];
+
+/// What a workstation's environment may say about the token that signs (RAUC's manual; softhsm2.conf(5); p11-kit(8)).
+/// Passed as environment and never as arguments, which everybody can read in the list of processes.
+const TOKEN: [&str; 4] = ["RAUC_PKCS11_MODULE", "RAUC_PKCS11_PIN", "SOFTHSM2_CONF", "P11_KIT_SERVER_ADDRESS"];
+
 /// A toolbox that is ready.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Toolbox {
     root: PathBuf,
     binds: Vec<PathBuf>,
+    environment: BTreeMap<OsString, OsString>,
+}
+
+/// Without the environment, which may hold a token's PIN.
+impl std::fmt::Debug for Toolbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Toolbox")
+            .field("root", &self.root)
+            .field("binds", &self.binds)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Toolbox {
@@ -55,13 +79,14 @@ impl Toolbox {
         Ok(Toolbox {
             root: dir.join("root"),
             binds: vec![PathBuf::from("/tmp"), ctx.repo().into(), ctx.cache().into()],
+            environment: environment(|name| std::env::var_os(name)),
         })
     }
 
     /// A toolbox in which every command fails, for tests of what happens before one runs.
     #[cfg(test)]
     pub(crate) fn of_nothing() -> Self {
-        Toolbox { root: "/nonexistent".into(), binds: Vec::new() }
+        Toolbox { root: "/nonexistent".into(), binds: Vec::new(), environment: BTreeMap::new() }
     }
 
     /// Lets commands see `path` too, at its own place.
@@ -71,9 +96,16 @@ impl Toolbox {
         self
     }
 
+    /// Gives commands a variable more, or another value of one.
+    #[must_use]
+    pub fn with_variable(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.environment.insert(name.into(), value.as_ref().into());
+        self
+    }
+
     /// Another chroot at `root`, whose commands see the same paths.
     pub(crate) fn other(&self, root: PathBuf) -> Self {
-        Toolbox { root, binds: self.binds.clone() }
+        Toolbox { root, ..self.clone() }
     }
 
     /// The chroot's root directory. Only for reading.
@@ -82,9 +114,10 @@ impl Toolbox {
     }
 
     /// A command that runs `program` in the toolbox in the same current directory. Its environment is a fixed small
-    /// one: pass variables by running `env NAME=value program`. The spawned process becomes the program itself.
+    /// one: pass variables by [`Toolbox::with_variable`]. The spawned process becomes the program itself.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("unshare");
+        command.env_clear().envs(&self.environment);
         command.args(["--mount", "--propagation", "private", "--", "/bin/sh", "-c", ENTER, "toolbox"]);
         command.arg(&self.root).arg(self.binds.len().to_string()).args(&self.binds).arg(program);
         command
@@ -107,6 +140,16 @@ impl Toolbox {
     {
         output(program, self.command("env").arg(format!("SOURCE_DATE_EPOCH={epoch}")).arg(program).args(args))
     }
+}
+
+/// What commands get of the workstation's environment, which `of` looks up.
+fn environment(of: impl Fn(&str) -> Option<OsString>) -> BTreeMap<OsString, OsString> {
+    let fixed = ENVIRONMENT.iter().map(|(name, value)| {
+        let own = of(name).filter(|_| ["HOME", "TERM"].contains(name));
+        (OsString::from(name), own.unwrap_or_else(|| value.into()))
+    });
+    let token = TOKEN.iter().filter_map(|name| Some((OsString::from(name), of(name)?)));
+    fixed.chain(token).collect()
 }
 
 fn create(packages: &Packages, work: &Path, progress: &dyn Progress) -> Result<(), Error> {
@@ -191,4 +234,32 @@ pub(crate) fn watched(program: &str, command: &mut Command, progress: &dyn Progr
 fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_get_a_small_environment_and_what_signs() {
+        let mine = |name: &str| match name {
+            "RAUC_PKCS11_PIN" | "TERM" | "PATH" | "LD_PRELOAD" => Some(OsString::from("mine")),
+            _ => None,
+        };
+        let found = environment(mine);
+        let get = |name: &str| found.get(OsStr::new(name)).and_then(|value| value.to_str());
+        assert_eq!(get("RAUC_PKCS11_PIN"), Some("mine"));
+        assert_eq!((get("TERM"), get("HOME")), (Some("mine"), Some("/root")));
+        assert_eq!(get("PATH"), Some("/usr/sbin:/usr/bin:/sbin:/bin"));
+        assert_eq!((get("LD_PRELOAD"), get("RAUC_PKCS11_MODULE")), (None, None));
+    }
+
+    #[test]
+    fn a_pin_is_in_no_argument_and_in_no_debug_text() {
+        let toolbox = Toolbox::of_nothing().with_variable("RAUC_PKCS11_PIN", "geheim");
+        assert!(!format!("{toolbox:?}").contains("geheim"));
+        let command = toolbox.command("true");
+        assert!(command.get_args().all(|argument| argument != "geheim"));
+        assert!(command.get_envs().any(|(_, value)| value == Some(OsStr::new("geheim"))));
+    }
 }

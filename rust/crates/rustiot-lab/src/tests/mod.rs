@@ -7,6 +7,7 @@ mod liveness;
 mod owner;
 mod power;
 mod refusals;
+mod signing;
 mod trials;
 mod updates;
 
@@ -24,6 +25,7 @@ pub fn all() -> Vec<LabTest> {
         updates::TESTS,
         owner::TESTS,
         refusals::TESTS,
+        signing::TESTS,
         liveness::TESTS,
     ]
     .concat()
