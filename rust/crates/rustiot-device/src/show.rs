@@ -215,7 +215,9 @@ pub fn slots(status: &Slots) -> String {
             marks.push("committed");
         }
         let state = match &slot.state {
-            SlotState::Unknown => "factory image".to_owned(),
+            // No update wrote it: what runs was flashed, and the other one is empty most often.
+            SlotState::Unknown if slot.running => "as flashed".to_owned(),
+            SlotState::Unknown => "nothing installed, as far as is remembered".to_owned(),
             SlotState::Valid { release } => {
                 format!("{} ({})", release.version, short(&release.manifest_hash))
             }
@@ -422,6 +424,22 @@ mod tests {
         {
             assert_eq!(duration(seconds), text);
         }
+    }
+
+    #[test]
+    fn a_slot_that_no_update_wrote_is_no_factory_image_unless_it_runs() {
+        let paths = rustiot_slots::Paths::below(std::path::Path::new("/nonexistent"));
+        let mut status = rustiot_slots::status(&paths, None);
+        status.slots[0].running = true;
+        let text = slots(&status);
+        let lines: Vec<&str> = text.lines().take(2).map(str::trim).collect();
+        assert_eq!(
+            lines,
+            [
+                "a running              as flashed",
+                "b                      nothing installed, as far as is remembered"
+            ]
+        );
     }
 
     #[test]

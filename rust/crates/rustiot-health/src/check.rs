@@ -71,13 +71,22 @@ pub struct CheckResult {
     /// What it found.
     #[serde(flatten)]
     pub verdict: Verdict,
+    /// The failure will not pass by itself: nothing that is under way can end it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub for_good: bool,
 }
 
 impl CheckResult {
     /// A result.
     #[must_use]
     pub fn new(name: &str, need: Need, verdict: Verdict) -> Self {
-        Self { name: name.to_owned(), need, verdict }
+        Self { name: name.to_owned(), need, verdict, for_good: false }
+    }
+
+    /// The same, of a failure that will not pass by itself.
+    #[must_use]
+    pub fn for_good(self, for_good: bool) -> Self {
+        Self { for_good, ..self }
     }
 }
 
@@ -93,4 +102,10 @@ pub fn obstacle(kind: BootKind, results: &[CheckResult]) -> Option<String> {
         return Some("nothing was checked".into());
     }
     (!bad.is_empty()).then(|| bad.join("; "))
+}
+
+/// Whether something that decides in a boot of this kind has failed for good.
+#[must_use]
+pub fn failed_for_good(kind: BootKind, results: &[CheckResult]) -> bool {
+    results.iter().any(|r| r.for_good && r.need.decides(kind) && !r.verdict.passed())
 }

@@ -7,11 +7,15 @@ use std::time::Duration;
 use rustiot_boot::BootKind;
 use serde::{Deserialize, Serialize};
 
-use crate::check::{CheckResult, obstacle};
+use crate::check::{CheckResult, failed_for_good, obstacle};
 
 /// How long a boot that is not a trial may be unhealthy before the watchdog is asked for a reboot (which it grants
 /// by its own budget). Long, because the cause is rarely one that a reboot mends.
 pub const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How long a failure for good must last in a trial before it ends it, at least: somebody may still start the unit by
+/// hand, a timer or a path may, and `health.settle` can be very short.
+const LASTING: Duration = Duration::from_secs(15);
 
 /// Two looks are never closer.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -78,6 +82,8 @@ pub struct Gate {
     times: Times,
     state: State,
     unhealthy_since: Option<Duration>,
+    /// Something that decides has failed for good since.
+    broken_since: Option<Duration>,
     degraded: bool,
     last_obstacle: Option<String>,
 }
@@ -91,6 +97,7 @@ impl Gate {
             times,
             state: State::Checking { since: None },
             unhealthy_since: None,
+            broken_since: None,
             degraded: false,
             last_obstacle: None,
         }
@@ -152,6 +159,8 @@ impl Gate {
         if obstacle.is_some() {
             self.last_obstacle.clone_from(&obstacle);
         }
+        let broken = failed_for_good(self.judged_as(), results);
+        self.broken_since = self.broken_since.or(Some(now)).filter(|_| broken);
         if self.judged_as() == BootKind::Trial {
             self.step_trial(now, obstacle.as_deref(), &mut actions);
         } else {
@@ -170,6 +179,12 @@ impl Gate {
         let failure = match self.state {
             State::Checking { .. } if now >= self.times.deadline => {
                 Some(format!("not healthy within {} s: {}", self.times.deadline.as_secs(), last()))
+            }
+            // Waiting for the deadline would change nothing.
+            State::Checking { .. }
+                if self.broken_since.is_some_and(|at| elapsed(now, at) >= self.times.settle.max(LASTING)) =>
+            {
+                Some(format!("cannot become healthy: {}", last()))
             }
             State::Soaking { failing: Some(at), .. }
                 if obstacle.is_some() && elapsed(now, at) >= self.times.settle =>
@@ -342,6 +357,32 @@ mod tests {
         }
         let nothing = run(BootKind::Trial, TIMES, 1000, |_| Vec::new());
         assert_eq!(nothing, [(300, fail("not healthy within 300 s: nothing was checked"))]);
+    }
+
+    #[test]
+    fn a_trial_in_which_something_failed_for_good_ends_after_the_settle_time() {
+        let broken = |need| {
+            let failed = CheckResult::new("x", need, Verdict::Fail("broken".into())).for_good(true);
+            vec![CheckResult::new("rauc", need, Verdict::Pass), failed]
+        };
+        let log = run(BootKind::Trial, TIMES, 1000, |_| broken(Need::Required));
+        assert_eq!(log, [(30, fail("cannot become healthy: x: broken"))]);
+        let hasty = Times { settle: S, ..TIMES };
+        let log = run(BootKind::Trial, hasty, 1000, |_| broken(Need::Required));
+        assert_eq!(log, [(25, fail("cannot become healthy: x: broken"))], "15 s at least");
+        // It comes and goes: that is no failure for good, and the deadline decides.
+        let log = run(BootKind::Trial, TIMES, 1000, |s| {
+            if s % 15 == 0 { bad(Need::Required) } else { broken(Need::Required) }
+        });
+        assert_eq!(log, [(300, fail("not healthy within 300 s: x: broken"))]);
+        // Started again in time.
+        let log = run(BootKind::Trial, TIMES, 1000, |s| if s < 25 { broken(Need::Required) } else { good() });
+        assert_eq!(log, [(45, Action::Open), (165, Action::Commit)]);
+        // What does not decide ends nothing, and only a trial is ended.
+        let log = run(BootKind::Trial, TIMES, 1000, |_| broken(Need::Advisory));
+        assert_eq!(log, [(30, Action::Open), (150, Action::Commit)]);
+        let log = run(BootKind::Normal, TIMES, 1000, |_| broken(Need::Required));
+        assert_eq!(log, [(300, Action::Degraded("x: broken".into()))]);
     }
 
     #[test]

@@ -150,7 +150,8 @@ impl Looks {
         if matches!(&verdict, Verdict::Fail(why) if why.contains("answer")) {
             self.bus = None;
         }
-        results.push(CheckResult::new("units", Need::Required, verdict));
+        let for_good = self.units.failed_for_good();
+        results.push(CheckResult::new("units", Need::Required, verdict).for_good(for_good));
         let verdict = timeout(limit, units::advisory(&systemd, &advisory)).await.unwrap_or_else(|_| late());
         results.push(CheckResult::new("other units", Need::Advisory, verdict));
 

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::check::obstacle;
 use crate::checks::units;
@@ -24,7 +24,7 @@ use crate::looks::Looks;
 use crate::rauc::Rauc;
 use crate::record;
 use crate::status::Status;
-use crate::systemd::Systemd;
+use crate::systemd::{Jobs, Systemd};
 
 /// Once stable, there is no hurry.
 const CALM_INTERVAL: Duration = Duration::from_secs(30);
@@ -69,6 +69,8 @@ struct Service {
     settings_at: Option<SystemTime>,
     gate: Gate,
     looks: Looks,
+    /// Hears the end of the boot while one is waited for.
+    boot_ends: Option<Jobs>,
     watchdog: Option<Client>,
     opened_at: Option<Duration>,
     stable_at: Option<Duration>,
@@ -136,6 +138,7 @@ impl Service {
             settings_at: None,
             gate,
             looks: Looks::new(Path::new("/")),
+            boot_ends: None,
             watchdog: client(ALIVE_WITHIN),
             opened_at: earlier.as_ref().and_then(|s| seconds(s.opened_at_s)),
             stable_at: earlier.as_ref().and_then(|s| seconds(s.stable_at_s)),
@@ -148,6 +151,7 @@ impl Service {
     /// One round; returns how long to wait for the next.
     async fn round(&mut self) -> Duration {
         self.reload();
+        self.listen().await;
         let results = self.looks.look(uptime(), &self.settings.health).await;
         let now = uptime();
         let actions = self.gate.step(now, &results);
@@ -197,20 +201,33 @@ impl Service {
         }
     }
 
+    /// Listens for the end of a boot that has not come to it. Before the look: an end right after it is heard, too.
+    async fn listen(&mut self) {
+        if self.gate.state() != (State::Checking { since: None }) {
+            self.boot_ends = None;
+        } else if self.boot_ends.is_none() {
+            let limit = self.settings.health.check_timeout.get();
+            if let Some(bus) = self.looks.bus(limit).await {
+                let systemd = Systemd::on_bus(bus);
+                // A bus that cannot tell leaves it to the pauses between looks.
+                self.boot_ends =
+                    timeout(limit, systemd.jobs(units::BOOT_ENDS_AT)).await.ok().and_then(Result::ok);
+            }
+        }
+    }
+
     /// Waits for the next round: for `pause`, or in a boot that has not come to its end yet until it does.
     async fn wait(&mut self, pause: Duration) {
         let starting = self.gate.state() == State::Checking { since: None };
-        let Some(bus) = (if starting { self.looks.bus(pause).await } else { None }) else {
+        let Some(ends) = self.boot_ends.as_mut().filter(|_| starting) else {
             return sleep(pause).await;
         };
-        let systemd = Systemd::on_bus(bus);
-        let boot_ends = async {
-            // A bus that cannot tell leaves it to the pause, and so does an end between the look and this.
-            if systemd.job_done(units::BOOT_ENDS_AT).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        let _ = timeout(pause, boot_ends).await;
+        let until = Instant::now() + pause;
+        if timeout_at(until, ends.done()).await == Ok(false) {
+            // The bus is gone: listened to anew before the next look.
+            self.boot_ends = None;
+            sleep_until(until).await;
+        }
     }
 
     /// Takes over settings that provisioning has written, and the watchdog's wish.

@@ -39,6 +39,18 @@ pub struct Unit {
     job_path: OwnedObjectPath,
 }
 
+/// The ends of one unit's jobs.
+#[derive(Debug)]
+pub struct Jobs(MessageStream);
+
+impl Jobs {
+    /// Returns when systemd is done with a job, well or not: a target is reached, or will not be. False when the
+    /// connection is gone and nothing will be heard any more.
+    pub async fn done(&mut self) -> bool {
+        matches!(self.0.next().await, Some(Ok(_)))
+    }
+}
+
 impl Systemd {
     /// On the system bus.
     #[must_use]
@@ -88,21 +100,21 @@ impl Systemd {
         Ok(names)
     }
 
-    /// Returns when systemd is done with a job of `unit`, well or not: a target is reached, or will not be.
+    /// Listens for the ends of `unit`'s jobs from now on: what ends before it is asked for is not lost.
     ///
     /// # Errors
     /// D-Bus.
-    pub async fn job_done(&self, unit: &str) -> zbus::Result<()> {
+    pub async fn jobs(&self, unit: &str) -> zbus::Result<Jobs> {
         let rule = MatchRule::builder()
             .msg_type(message::Type::Signal)
             .interface(MANAGER)?
             .member("JobRemoved")?
             .arg(2, unit)?
             .build();
-        let mut jobs = MessageStream::for_match_rule(rule, &self.connection, None).await?;
+        let jobs = MessageStream::for_match_rule(rule, &self.connection, None).await?;
         // It sends signals only once it was asked to; asking twice is an error that changes nothing.
         let _: zbus::Result<()> = self.manager("Subscribe", &()).await;
-        jobs.next().await.transpose().map(drop)
+        Ok(Jobs(jobs))
     }
 
     /// How often systemd has restarted a service by itself since it was started.
@@ -175,11 +187,14 @@ mod tests {
             let job = OwnedObjectPath::try_from("/job").unwrap();
             FakeSystemd::job_removed(&emitter, 1, job, unit, "done").await.unwrap();
         };
-        let heard = systemd.job_done("multi-user.target");
-        tokio::pin!(heard);
+        let mut jobs = systemd.jobs("multi-user.target").await.unwrap();
         say("multi-user.service").await;
-        assert!(timeout(Duration::from_millis(200), &mut heard).await.is_err());
+        assert!(timeout(Duration::from_millis(200), jobs.done()).await.is_err());
+        // While nobody waits, as between a look and the pause after it.
         say("multi-user.target").await;
-        timeout(Duration::from_secs(30), heard).await.unwrap().unwrap();
+        assert!(timeout(Duration::from_secs(30), jobs.done()).await.unwrap());
+        drop(emitter);
+        server.close().await.unwrap();
+        assert!(!timeout(Duration::from_secs(30), jobs.done()).await.unwrap(), "the connection is gone");
     }
 }

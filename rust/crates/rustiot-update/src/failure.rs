@@ -53,6 +53,9 @@ pub enum Kind {
     Unreachable,
     /// The server does not serve byte ranges.
     NoRanges,
+    /// The server answered the first question with less than it announced, or with nothing: the file is empty, or
+    /// whatever stands between cut the answer off.
+    Incomplete,
     /// The download broke off in the middle.
     ReadFailed,
     /// Others could change the bundle while it is read.
@@ -100,6 +103,7 @@ impl Kind {
             | Self::Unauthorized
             | Self::Unreachable
             | Self::NoRanges
+            | Self::Incomplete
             | Self::ReadFailed
             | Self::Unsafe
             | Self::NoSpace
@@ -115,7 +119,15 @@ impl Kind {
     /// Whether the same request may succeed later without anybody's help.
     #[must_use]
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Unreachable | Self::ReadFailed | Self::Stalled | Self::Interrupted | Self::Busy)
+        matches!(
+            self,
+            Self::Unreachable
+                | Self::Incomplete
+                | Self::ReadFailed
+                | Self::Stalled
+                | Self::Interrupted
+                | Self::Busy
+        )
     }
 }
 
@@ -189,8 +201,9 @@ const MARKS: &[(&str, Kind)] = &[
     ("Failed to open bundle for reading", Kind::NotFound),
     ("Failed to query bundle file info", Kind::NotFound),
     ("range requests not supported", Kind::NoRanges),
-    // No byte of it exists: the file is empty.
+    // No byte of it exists: the file is empty. Servers say so with 416, or answer with nothing at all.
     ("HTTP error code 416", Kind::NotABundle),
+    ("incomplete HTTP response", Kind::Incomplete),
     ("HTTP error code 403", Kind::Unauthorized),
     ("HTTP error code 410", Kind::NotFound),
     ("unauthorized: ", Kind::Unauthorized),
@@ -313,6 +326,10 @@ fn words(kind: Kind, source: &str) -> (String, Option<&'static str>) {
             format!("the server of {source} does not serve parts of files (HTTP range requests)"),
             Some("use a web server that does (nginx, caddy, any CDN), or copy the file to the device"),
         ),
+        Kind::Incomplete => (
+            format!("the server answered for {source}, but with nothing, or with less than it announced"),
+            Some("look whether the file on the server is empty or still being uploaded"),
+        ),
         Kind::ReadFailed => {
             (format!("the download of {source} broke off"), Some("it is tried again by itself"))
         }
@@ -426,6 +443,10 @@ mod tests {
 
     const URL: &[(&str, Kind)] = &[
         ("x: failed to configure streaming: unexpected HTTP error code 416", Kind::NotABundle),
+        (
+            "Failed to stream bundle http://h/x: failed to configure streaming: incomplete HTTP response",
+            Kind::Incomplete,
+        ),
         ("x: failed to configure streaming: unexpected HTTP error code 403", Kind::Unauthorized),
         ("x: failed to configure streaming: unexpected HTTP error code 503", Kind::Unreachable),
         ("Failed to stream bundle http://h/x: not found: unexpected HTTP error code 404", Kind::NotFound),

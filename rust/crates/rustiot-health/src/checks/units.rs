@@ -21,20 +21,29 @@ const OURSELVES: &str = "rustiot-health.service";
 #[derive(Debug, Default)]
 pub struct Units {
     restarts: BTreeMap<String, u32>,
+    for_good: bool,
 }
 
 impl Units {
     /// Looks at the required units: those of [`LIST`] and `more`.
     pub async fn required(&mut self, systemd: &Systemd, more: &[String]) -> Verdict {
+        self.for_good = false;
         match self.look(systemd, more).await {
             Ok(verdict) => verdict,
             Err(error) => Verdict::Fail(format!("systemd does not answer: {error}")),
         }
     }
 
+    /// Whether at the last look a unit had failed that systemd will not start again by itself.
+    #[must_use]
+    pub fn failed_for_good(&self) -> bool {
+        self.for_good
+    }
+
     async fn look(&mut self, systemd: &Systemd, more: &[String]) -> zbus::Result<Verdict> {
         let list = systemd.units(&[LIST.to_owned()]).await?;
         let Some(list) = list.iter().find(|u| u.load == "loaded") else {
+            self.for_good = true;
             return Ok(Verdict::Fail(format!("{LIST} is not in this image")));
         };
         let mut names = systemd.dependencies(list).await?;
@@ -45,7 +54,10 @@ impl Units {
         let mut target_waits = false;
         for unit in systemd.units(&names).await? {
             match judge(&unit) {
-                Verdict::Fail(why) => failed.push(why),
+                Verdict::Fail(why) => {
+                    self.for_good |= for_good(&unit);
+                    failed.push(why);
+                }
                 Verdict::Pending(why) => {
                     target_waits |= unit.name.ends_with(".target");
                     pending.push(why);
@@ -97,6 +109,12 @@ pub async fn advisory(systemd: &Systemd, advisory: &[String]) -> Verdict {
         Ok(bad) => Verdict::Warn(bad.join(", ")),
         Err(error) => Verdict::Warn(format!("systemd does not answer: {error}")),
     }
+}
+
+/// Whether a unit that is not as it should be stays so: it is not in the image, or it failed and no restart is pending
+/// (none is wanted, or the start limit is hit). A service that will be restarted is `activating`, never `failed`.
+fn for_good(unit: &Unit) -> bool {
+    unit.load != "loaded" || unit.active == "failed"
 }
 
 /// What a unit's state means.
@@ -172,6 +190,30 @@ mod tests {
             units[0] = ("a.service", "loaded", active, sub);
             assert_eq!(look(&units, &[]).await, expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_failure_without_a_pending_restart_is_for_good() {
+        let found = async |units: &[(&'static str, &'static str, &'static str, &'static str)]| {
+            let (_server, client) = serve(FakeSystemd::new(units, &["a.service", "b.service"])).await;
+            let mut required = Units::default();
+            let _ = required.required(&Systemd::peer(client), &[]).await;
+            required.failed_for_good()
+        };
+        assert!(!found(&table()).await);
+        for (load, active, sub, expected) in [
+            ("loaded", "failed", "failed", true),
+            ("masked", "inactive", "dead", true),
+            ("not-found", "inactive", "dead", true),
+            ("loaded", "activating", "auto-restart", false),
+            ("loaded", "inactive", "dead", false),
+            ("loaded", "deactivating", "stop", false),
+        ] {
+            let mut units = table();
+            units[0] = ("a.service", load, active, sub);
+            assert_eq!(found(&units).await, expected, "{load} {active} {sub}");
+        }
+        assert!(found(&table()[..2]).await, "the list itself is not in the image");
     }
 
     #[tokio::test]

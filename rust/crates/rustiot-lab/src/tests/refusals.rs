@@ -58,8 +58,8 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
     let server = FileServer::start(&www)?;
     for (name, status, words) in [
         ("random.raucb", 5, ""),
-        // RAUC asks for a range first, and an empty file has none: it is told as an incomplete answer.
-        ("empty.raucb", 1, "incomplete"),
+        // RAUC asks for a range first, and an empty file has none: RAUC tells it as an incomplete answer.
+        ("empty.raucb", 1, "the server answered"),
         ("truncated.raucb", 5, ""),
         ("signature.raucb", 5, "signature"),
         ("foreign.raucb", 5, "signature"),

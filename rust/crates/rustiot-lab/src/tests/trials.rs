@@ -106,10 +106,13 @@ const NEVER_UP: Release = Release {
 };
 
 const BROKEN_SERVICE: Release = Release {
-    files: &[File::Text(
-        "usr/lib/systemd/system/ssh.service.d/broken.conf",
-        "[Service]\nExecStartPre=\nExecStart=\nExecStart=/bin/false\nRestart=no\n",
-    )],
+    files: &[
+        File::Text(
+            "usr/lib/systemd/system/ssh.service.d/broken.conf",
+            "[Service]\nExecStartPre=\nExecStart=\nExecStart=/bin/false\nRestart=no\n",
+        ),
+        File::Link("usr/lib/systemd/system/rustiot-required.target.wants/ssh.service", "../ssh.service"),
+    ],
     ..Release::new("broken-service", "1.2.4")
 };
 
@@ -279,7 +282,8 @@ fn falls_back_when_the_system_hangs_after_it_was_healthy(ctx: &mut Ctx) -> Resul
 fn falls_back_when_a_required_service_is_broken(ctx: &mut Ctx) -> Result<()> {
     let trial = Trial::start(ctx, &BROKEN_SERVICE)?;
     let record = trial.back_after(&[ResetReason::Clean], 1, 0)?;
-    rejected(&record, &BROKEN_SERVICE, "ssh")?;
+    // At once, not at the deadline: the unit has failed for good.
+    rejected(&record, &BROKEN_SERVICE, "cannot become healthy: units: ssh.service is failed")?;
     // The same again is refused, with the memory of why; a newer one is taken.
     let server = ctx.serve(&[&BROKEN_SERVICE, &B])?;
     let again = trial.machine.install(&server.guest_url("broken-service.raucb"))?;
