@@ -1,0 +1,146 @@
+//! Valid inputs for the targets whose magic numbers and checksums no fuzzer guesses: `cargo run --example seeds` in
+//! `rust/fuzz` puts them into `corpus/`, where `cargo fuzz run` looks. Each is shown to its parser first: a seed that is
+//! refused would lead nowhere.
+
+use std::error::Error;
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    for (target, name, bytes) in gpts()?.into_iter().chain(leases()?).chain(logs()?) {
+        let dir = corpus.join(target);
+        std::fs::create_dir_all(&dir)?;
+        std::fs::write(dir.join(format!("seed-{name}")), bytes)?;
+    }
+    println!("{}", corpus.display());
+    Ok(())
+}
+
+type Seed = (&'static str, String, Vec<u8>);
+
+/// 64 sectors with both tables; one whose primary is gone.
+fn gpts() -> Result<Vec<Seed>, Box<dyn Error>> {
+    let mut seeds = Vec::new();
+    for (name, used, entry_bytes) in [("one", 1u8, 128u32), ("full", 16, 128), ("wide", 3, 256)] {
+        let mut disk = disk(used, entry_bytes);
+        for part in ["", "-backup"] {
+            let mut read = |offset: u64, length: usize| {
+                Ok::<_, std::io::Error>(disk[offset as usize..offset as usize + length].to_vec())
+            };
+            let found = rustiot_init::gpt::partitions(&mut read, disk.len() as u64, 512)?;
+            assert_eq!(found.len(), usize::from(used), "{name}{part}");
+            seeds.push(("gpt", format!("{name}{part}"), disk.clone()));
+            disk[512..520].fill(0);
+        }
+    }
+    Ok(seeds)
+}
+
+fn disk(used: u8, entry_bytes: u32) -> Vec<u8> {
+    let count = 2048 / entry_bytes.max(128);
+    let mut table = vec![0; 2048];
+    for (number, entry) in (1..=used).zip(table.chunks_mut(entry_bytes as usize)) {
+        entry[..16].fill(0xaa);
+        entry[16..32].fill(number);
+        entry[32..40].copy_from_slice(&(33 + u64::from(number)).to_le_bytes());
+        entry[40..48].copy_from_slice(&(40 + u64::from(number)).to_le_bytes());
+    }
+    let mut disk = vec![0; 64 * 512];
+    for (lba, entries) in [(1u64, 2u64), (63, 59)] {
+        let mut header = [0; 92];
+        header[..8].copy_from_slice(b"EFI PART");
+        header[12..16].copy_from_slice(&92u32.to_le_bytes());
+        header[24..32].copy_from_slice(&lba.to_le_bytes());
+        header[72..80].copy_from_slice(&entries.to_le_bytes());
+        header[80..84].copy_from_slice(&count.to_le_bytes());
+        header[84..88].copy_from_slice(&entry_bytes.to_le_bytes());
+        header[88..92].copy_from_slice(&crc32fast::hash(&table).to_le_bytes());
+        let crc = crc32fast::hash(&header);
+        header[16..20].copy_from_slice(&crc.to_le_bytes());
+        let (at, to) = (lba as usize * 512, entries as usize * 512);
+        disk[at..at + 92].copy_from_slice(&header);
+        disk[to..to + 2048].copy_from_slice(&table);
+    }
+    disk
+}
+
+/// Talks of a server with the client of the target, a packet in each 600 bytes.
+fn leases() -> Result<Vec<Seed>, Box<dyn Error>> {
+    const OFFER: u8 = 2;
+    const ACK: u8 = 5;
+    const NAK: u8 = 6;
+    let mut seeds = Vec::new();
+    for (name, kinds, leased) in [
+        ("lease", &[OFFER, ACK][..], true),
+        ("renewed", &[OFFER, ACK, ACK], true),
+        ("refused", &[OFFER, NAK, OFFER, ACK], true),
+        ("withdrawn", &[OFFER, ACK, NAK], false),
+    ] {
+        let mut talk = Vec::new();
+        let mut client = rustiot_init::dhcp::Client::new(MAC, XID);
+        for (now, kind) in (0u64..).step_by(60_000).zip(kinds) {
+            let mut packet = reply(*kind);
+            packet.resize(600, 0);
+            let _ = client.due(now);
+            let _ = client.receive(now, &packet);
+            talk.extend(packet);
+        }
+        assert_eq!(client.address().is_some(), leased, "{name}");
+        seeds.push(("dhcp", name.to_owned(), talk));
+    }
+    Ok(seeds)
+}
+
+/// As in `fuzz_targets/dhcp.rs`.
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const XID: u32 = 0x5249_4f54;
+
+fn reply(kind: u8) -> Vec<u8> {
+    let mut out = vec![0; 236];
+    out[0] = 2;
+    out[4..8].copy_from_slice(&XID.to_be_bytes());
+    out[16..20].copy_from_slice(&[10, 0, 2, 15]);
+    out[28..34].copy_from_slice(&MAC);
+    out.extend([99, 130, 83, 99]);
+    // Kind, server, netmask, router, one that nobody asked for, lease time.
+    out.extend([0, 53, 1, kind, 54, 4, 10, 0, 2, 2, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 2, 2]);
+    out.extend([12, 3, b'b', b'o', b'x', 51, 4, 0, 0, 14, 16, 255]);
+    out
+}
+
+/// Logs as QEMU writes them: writes, forced ones, discards, flushes, marks; one that ends in the middle of a write.
+fn logs() -> Result<Vec<Seed>, Box<dyn Error>> {
+    const FLUSH: u64 = 1;
+    const FUA: u64 = 2;
+    const DISCARD: u64 = 4;
+    const MARK: u64 = 8;
+    let mut seeds = Vec::new();
+    for size in [512u64, 1024] {
+        let sector = |words: [u64; 4]| {
+            let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            bytes.resize(size as usize, 0);
+            bytes
+        };
+        let entries: [(u64, u64, u64, u64); 7] = [
+            (0, 1, 0, size),
+            (2, 1, FUA, size),
+            (0, 0, FLUSH, 0),
+            (1, 2, DISCARD, 0),
+            (0, 0, MARK, 16),
+            (3, 1, FLUSH, size),
+            (0, 1, 0, size),
+        ];
+        let mut log = sector([0x006a_7366_7773_6872, 1, 7, size]);
+        for (start, sectors, flags, data) in entries {
+            log.extend(sector([start, sectors, flags, data]));
+            let follows = data.next_multiple_of(size) as usize;
+            log.extend((0..follows).map(|at| at as u8 | 1));
+        }
+        for (name, bytes, count) in [("whole", log.as_slice(), 6), ("cut", &log[..log.len() - 100], 5)] {
+            let parsed = testbed::writelog::WriteLog::parse(&mut std::io::Cursor::new(bytes))?;
+            assert_eq!(parsed.len(), count, "{name}-{size}");
+            seeds.push(("write_log", format!("{name}-{size}"), bytes.to_vec()));
+        }
+    }
+    Ok(seeds)
+}
