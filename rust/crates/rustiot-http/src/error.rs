@@ -294,11 +294,11 @@ impl Found {
         let mut next = Some(error);
         while let Some(error) = next {
             found.one(error);
-            // An I/O error hides what it wraps from `source`.
-            if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-                found.one(inner);
-            }
-            next = error.source();
+            // An I/O error hides what it wraps from `source`, and may wrap another one.
+            next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
         }
         found
     }

@@ -8,6 +8,8 @@
 mod backoff;
 mod client;
 mod error;
+#[cfg(feature = "faulty")]
+pub mod faulty;
 pub mod range;
 mod request;
 mod retry_after;
