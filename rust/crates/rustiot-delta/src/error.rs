@@ -65,6 +65,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Whoever got the target's bytes did not take them.
+    #[error("cannot write the target")]
+    Write(#[source] io::Error),
     /// Other sources were given than the header names.
     #[error("the delta needs {wanted} sources, {given} were given")]
     Sources {

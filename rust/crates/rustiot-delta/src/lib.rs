@@ -6,14 +6,17 @@
 mod error;
 mod format;
 mod read;
+mod segment;
 mod target;
+mod tree;
 
 #[cfg(feature = "encode")]
 mod encode;
 
 #[cfg(feature = "encode")]
-pub use encode::{EncodeError, Options, Source, Summary, encode};
+pub use encode::{EncodeError, Options, Source, Summary, TreeHint, encode};
 pub use error::{Error, Part};
 pub use format::{Header, SourceInfo};
 pub use read::{FileAt, ReadAt};
 pub use target::{Delta, Target};
+pub use tree::hash_tree;

@@ -1,8 +1,22 @@
-//! The encoder. Workstation only: it may take minutes, gigabytes and all processors. Same inputs, same bytes.
+//! The encoder. Workstation only: it may take minutes, gigabytes and all processors. Same inputs, same bytes,
+//! whatever the number of processors.
 
-use crate::{Error, ReadAt};
+// The encoder indexes its own tables and what the workstation's user gave it; nothing here meets hostile bytes.
+#![expect(clippy::indexing_slicing, reason = "bounds follow from the algorithm; workstation only")]
+
+mod blocks;
+mod diff;
+mod pack;
+mod trees;
+
+pub use trees::TreeHint;
+
+use crate::format::{Header, Index, LEN_MAX, SegmentInfo, SourceInfo, TreeInfo, half};
+use crate::{Delta, Error, ReadAt};
+use sha2::{Digest, Sha256};
 
 /// An old image.
+#[derive(Clone, Copy)]
 pub struct Source<'a> {
     /// `root`, `boot` or another name.
     pub name: &'a str,
@@ -13,8 +27,11 @@ pub struct Source<'a> {
 /// How to encode.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Leave out hash trees also where there is no source (then nothing can be served before everything was fetched).
+    /// Leave out hash trees also where there is no source. The device then has to fetch everything before RAUC gets
+    /// the first byte, so it needs a cache.
     pub trees_in_full: bool,
+    /// Hash trees that the encoder does not find by itself.
+    pub trees: Vec<TreeHint>,
 }
 
 /// What came out.
@@ -24,6 +41,12 @@ pub struct Summary {
     pub len: u64,
     /// SHA-256 of the delta.
     pub sha256: [u8; 32],
+    /// Segments in it.
+    pub segments: usize,
+    /// Bytes of the target that the device computes as hash trees.
+    pub trees: u64,
+    /// Compressed bytes by stream: lengths, seeks, gaps, values, new data.
+    pub streams: [u64; crate::segment::STREAMS],
 }
 
 /// Why nothing was encoded.
@@ -32,6 +55,15 @@ pub enum EncodeError {
     /// Two sources have one name, or a name is empty or too long.
     #[error("{0:?} cannot name a source")]
     Name(String),
+    /// More than the format or the encoder can hold: 4 GiB of old data, a terabyte of target.
+    #[error("{0} is too large")]
+    TooLarge(&'static str),
+    /// A thread of the encoder ended without a result: out of memory, or a bug here.
+    #[error("a thread of the encoder failed")]
+    Thread,
+    /// LZMA refused.
+    #[error("cannot compress")]
+    Compress(#[source] std::io::Error),
     /// The delta cannot be written.
     #[error("cannot write the delta")]
     Write(#[source] std::io::Error),
@@ -50,8 +82,139 @@ pub fn encode(
     sources: &[Source<'_>],
     options: &Options,
     out: &mut dyn std::io::Write,
-    progress: &dyn Fn(f32),
+    progress: &(dyn Fn(f32) + Sync),
 ) -> Result<Summary, EncodeError> {
-    let _ = (target.len(), sources, options, out, progress, ReadAt::len(target));
-    Err(EncodeError::Verify(Error::NotADelta))
+    check(target, sources)?;
+    let trees = match sources.is_empty() && !options.trees_in_full {
+        true => Vec::new(),
+        false => trees::find(target, &options.trees),
+    };
+    progress(0.05);
+    let old = Old::new(sources)?;
+    let ops = match sources.is_empty() {
+        true => diff::full(target.len(), &trees),
+        false => diff::diff(target, &trees, &old, &|share| progress(0.05 + 0.6 * share)),
+    };
+    progress(0.65);
+    let packed = pack::pack(target, &old, &ops, sources.is_empty(), &|share| progress(0.65 + 0.3 * share))?;
+    let header = Header {
+        target_len: target.len() as u64,
+        target_sha256: Sha256::digest(target).into(),
+        sources: sources
+            .iter()
+            .map(|source| SourceInfo {
+                name: source.name.into(),
+                len: source.bytes.len() as u64,
+                sha256: Sha256::digest(source.bytes).into(),
+            })
+            .collect(),
+    };
+    let trees_len = trees.iter().map(TreeInfo::len).sum();
+    let delta = put_together(header, trees, &packed);
+    verify(&delta, target, sources)?;
+    out.write_all(&delta).map_err(EncodeError::Write)?;
+    progress(1.0);
+    let mut streams = [0; crate::segment::STREAMS];
+    for segment in &packed {
+        streams.iter_mut().zip(segment.streams).for_each(|(sum, size)| *sum += size);
+    }
+    Ok(Summary {
+        len: delta.len() as u64,
+        sha256: Sha256::digest(&delta).into(),
+        segments: packed.len(),
+        trees: trees_len,
+        streams,
+    })
+}
+
+fn check(target: &[u8], sources: &[Source<'_>]) -> Result<(), EncodeError> {
+    if target.len() as u64 > LEN_MAX {
+        return Err(EncodeError::TooLarge("the target"));
+    }
+    for (number, source) in sources.iter().enumerate() {
+        let twice = sources[..number].iter().any(|other| other.name == source.name);
+        if twice || source.name.is_empty() || source.name.len() > 64 || number >= 16 {
+            return Err(EncodeError::Name(source.name.into()));
+        }
+    }
+    Ok(())
+}
+
+fn put_together(header: Header, trees: Vec<TreeInfo>, packed: &[pack::Packed]) -> Vec<u8> {
+    let segments = packed.iter().map(|segment| SegmentInfo {
+        start: 0,
+        len: segment.len,
+        at: 0,
+        size: segment.bytes.len() as u64,
+        digest: half(&Sha256::digest(&segment.bytes)),
+    });
+    let mut delta = Index { header, trees, segments: segments.collect() }.to_bytes();
+    for segment in packed {
+        delta.extend_from_slice(&segment.bytes);
+    }
+    delta
+}
+
+/// Decodes what was encoded.
+fn verify(delta: &[u8], target: &[u8], sources: &[Source<'_>]) -> Result<(), EncodeError> {
+    // The decoder owns its sources; here they are borrowed, so they are lent by number.
+    let owned = sources.iter().map(|source| Box::new(source.bytes.to_vec()) as Box<dyn ReadAt + Send>);
+    let made = Delta::open(delta).and_then(|delta| delta.target(owned.collect()));
+    let mut made = made.map_err(EncodeError::Verify)?;
+    let mut at = 0usize;
+    let mut same = |part: &[u8]| {
+        let end = at + part.len();
+        let same = target.get(at..end) == Some(part);
+        at = end;
+        if same { Ok(()) } else { Err(std::io::ErrorKind::InvalidData.into()) }
+    };
+    made.verify(&mut same).map_err(EncodeError::Verify)
+}
+
+/// All sources in one address space, as the decoder sees them; what is between them is zeros that nobody refers to.
+pub(crate) struct Old {
+    bytes: Vec<u8>,
+    /// Start and end of each source.
+    ranges: Vec<(usize, usize)>,
+}
+
+impl Old {
+    fn new(sources: &[Source<'_>]) -> Result<Self, EncodeError> {
+        let lens: Vec<u64> = sources.iter().map(|source| source.bytes.len() as u64).collect();
+        let bases = crate::format::source_bases(&lens);
+        let mut old = Old { bytes: Vec::new(), ranges: Vec::new() };
+        for (source, base) in sources.iter().zip(bases) {
+            if base + source.bytes.len() as u64 >= u64::from(u32::MAX) {
+                return Err(EncodeError::TooLarge("the old data"));
+            }
+            old.bytes.resize(base as usize, 0);
+            old.bytes.extend_from_slice(source.bytes);
+            old.ranges.push((base as usize, old.bytes.len()));
+        }
+        Ok(old)
+    }
+
+    /// Start and end of the source at `address`.
+    fn range(&self, address: usize) -> (usize, usize) {
+        self.ranges.iter().rev().find(|(start, _)| *start <= address).copied().unwrap_or((0, 0))
+    }
+}
+
+/// What makes a stretch of the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// From old data at this address, with corrections.
+    Copy(usize),
+    /// From new data.
+    Extra,
+    /// Zeros, or anything where a tree lies over it.
+    Zero,
+}
+
+/// A stretch of the target. All together make the target, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) made: Made,
 }

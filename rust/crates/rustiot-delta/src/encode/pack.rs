@@ -1,0 +1,177 @@
+//! Stretches of the target as compressed segments.
+
+use super::{EncodeError, Made, Old, Stretch};
+use crate::format::{SEGMENT_OPS_MAX, put_number, zigzag};
+use crate::segment::STREAMS;
+use lzma_rust2::{EncodeMode, LzmaOptions, LzmaWriter, MfType};
+use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Uncompressed bytes at which a segment ends; the decoder's limit leaves room for one more operation.
+const RAW: usize = 4 << 20;
+/// Streams up to this length are compressed in all the ways that [`WAYS`] has, longer ones only in the first few.
+const SHORT: usize = 4 << 20;
+/// LZMA's literal context bits, literal position bits and position bits.
+const WAYS: [(u32, u32, u32); 6] = [(3, 0, 2), (3, 0, 0), (0, 0, 0), (4, 0, 0), (0, 2, 2), (1, 0, 0)];
+
+/// A segment as it lies in the delta.
+pub(crate) struct Packed {
+    /// Length in the target.
+    pub(crate) len: u64,
+    pub(crate) bytes: Vec<u8>,
+    /// Compressed bytes by stream.
+    pub(crate) streams: [u64; STREAMS],
+}
+
+/// A segment's streams before they are compressed.
+#[derive(Default)]
+struct Raw {
+    len: usize,
+    ops: usize,
+    /// Where old data goes on after the last copy.
+    old: i64,
+    /// Copied bytes since the last correction.
+    gap: u64,
+    streams: [Vec<u8>; STREAMS],
+}
+
+impl Raw {
+    fn size(&self) -> usize {
+        self.streams.iter().map(Vec::len).sum()
+    }
+
+    fn push_len(&mut self, len: usize, kind: u64) {
+        self.len += len;
+        self.ops += 1;
+        put_number(&mut self.streams[0], (len as u64) << 2 | kind);
+    }
+
+    /// Adds as much of the stretch as fits; returns how much that was.
+    fn push(&mut self, target: &[u8], old: &Old, stretch: &Stretch) -> usize {
+        let len = stretch.end - stretch.start;
+        match stretch.made {
+            Made::Zero => self.push_len(len, 2),
+            Made::Extra => {
+                let len = len.min(RAW.saturating_sub(self.size()).max(1));
+                self.push_len(len, 1);
+                self.streams[4].extend_from_slice(&target[stretch.start..stretch.start + len]);
+                return len;
+            }
+            Made::Copy(address) => {
+                put_number(&mut self.streams[1], zigzag(address as i64 - self.old));
+                let from = &old.bytes[address..address + len];
+                let to = &target[stretch.start..stretch.end];
+                let mut done = 0;
+                // Corrections are few: pass over what is equal as fast as it goes.
+                while done < len && self.size() < RAW {
+                    let same = super::blocks::common_prefix(&from[done..], &to[done..]);
+                    done += same;
+                    self.gap += same as u64;
+                    if done < len {
+                        put_number(&mut self.streams[2], self.gap);
+                        self.streams[3].push(to[done].wrapping_sub(from[done]));
+                        self.gap = 0;
+                        done += 1;
+                    }
+                }
+                self.push_len(done, 0);
+                self.old = (address + done) as i64;
+                return done;
+            }
+        }
+        len
+    }
+}
+
+/// Segments from stretches; `full`: every segment makes the same length.
+pub(crate) fn pack(
+    target: &[u8],
+    old: &Old,
+    stretches: &[Stretch],
+    full: bool,
+    progress: &(dyn Fn(f32) + Sync),
+) -> Result<Vec<Packed>, EncodeError> {
+    let mut raws = vec![Raw::default()];
+    for stretch in stretches {
+        let mut stretch = *stretch;
+        while stretch.start < stretch.end {
+            let Some(raw) = raws.last_mut() else { break };
+            if raw.size() >= RAW || raw.ops + 1 >= SEGMENT_OPS_MAX || (full && raw.len >= RAW) {
+                raws.push(Raw::default());
+                continue;
+            }
+            let done = raw.push(target, old, &stretch);
+            stretch.start += done;
+            if let Made::Copy(address) = &mut stretch.made {
+                *address += done;
+            }
+        }
+    }
+    raws.retain(|raw| raw.len > 0);
+    compress_all(&raws, progress)
+}
+
+fn compress_all(raws: &[Raw], progress: &(dyn Fn(f32) + Sync)) -> Result<Vec<Packed>, EncodeError> {
+    let jobs: Vec<(usize, usize)> =
+        (0..raws.len()).flat_map(|raw| (0..STREAMS).map(move |stream| (raw, stream))).collect();
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some((raw, stream)) = jobs.get(number) else { return done };
+            done.push((number, compress(&raws[*raw].streams[*stream])));
+            progress(number as f32 / jobs.len() as f32);
+        }
+    };
+    let mut done = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let mut done = Vec::new();
+        for worker in workers {
+            done.extend(worker.join().map_err(|_| EncodeError::Thread)?);
+        }
+        Ok::<_, EncodeError>(done)
+    })?;
+    done.sort_unstable_by_key(|(number, _)| *number);
+    let mut packed = Vec::new();
+    let mut done = done.into_iter();
+    for raw in raws {
+        let mut head = Vec::new();
+        let mut body = Vec::new();
+        let mut streams = [0; STREAMS];
+        for (number, (_, stream)) in done.by_ref().take(STREAMS).enumerate() {
+            let (method, bytes) = stream.map_err(EncodeError::Compress)?;
+            head.push(method);
+            put_number(&mut head, raw.streams[number].len() as u64);
+            put_number(&mut head, bytes.len() as u64);
+            streams[number] = bytes.len() as u64;
+            body.extend_from_slice(&bytes);
+        }
+        let mut bytes = vec![head.len() as u8];
+        bytes.extend_from_slice(&head);
+        bytes.extend_from_slice(&body);
+        packed.push(Packed { len: raw.len as u64, bytes, streams });
+    }
+    Ok(packed)
+}
+
+/// The shortest form of a stream: method and bytes.
+fn compress(raw: &[u8]) -> std::io::Result<(u8, Vec<u8>)> {
+    let mut best = (0, raw.to_vec());
+    let ways = if raw.len() < SHORT { WAYS.len() } else { 2 };
+    for (lc, lp, pb) in WAYS.into_iter().take(ways) {
+        if raw.is_empty() {
+            break;
+        }
+        let dictionary = (raw.len() as u32).next_power_of_two().max(4096);
+        let options = LzmaOptions::new(dictionary, lc, lp, pb, EncodeMode::Normal, 273, MfType::Bt4, 0);
+        let mut writer = LzmaWriter::new_no_header(Vec::new(), &options, false)?;
+        writer.write_all(raw)?;
+        let bytes = writer.finish()?;
+        if bytes.len() < best.1.len() {
+            best = (options.get_props() + 1, bytes);
+        }
+    }
+    Ok(best)
+}

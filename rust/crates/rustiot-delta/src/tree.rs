@@ -1,0 +1,101 @@
+//! dm-verity's hash tree as `veritysetup` and RAUC write it: SHA-256, blocks of 4096 bytes, salt in front (version 1),
+//! no superblock, root's level first, each level filled up with zeros to whole blocks.
+
+use crate::format::TreeInfo;
+use sha2::{Digest, Sha256};
+
+/// Bytes of a block, of data and of the tree.
+pub(crate) const BLOCK: u64 = 4096;
+const DIGEST: u64 = 32;
+const PER_BLOCK: u64 = BLOCK / DIGEST;
+
+impl TreeInfo {
+    /// End of the hashed data in the target.
+    pub(crate) fn data_end(&self) -> u64 {
+        self.data_start.saturating_add(self.data_blocks.saturating_mul(BLOCK))
+    }
+
+    /// Length of the tree, bytes.
+    pub(crate) fn len(&self) -> u64 {
+        tree_len(self.data_blocks)
+    }
+
+    /// End of the tree in the target.
+    pub(crate) fn tree_end(&self) -> u64 {
+        self.tree_start.saturating_add(self.len())
+    }
+}
+
+/// Bytes of the tree over so many blocks; one block has none.
+pub(crate) fn tree_len(data_blocks: u64) -> u64 {
+    let mut sum = 0u64;
+    let mut below = data_blocks;
+    while below > 1 {
+        below = below.div_ceil(PER_BLOCK);
+        sum = sum.saturating_add(below);
+    }
+    sum.saturating_mul(BLOCK)
+}
+
+/// Hashes the data as it comes by, in order.
+pub(crate) struct TreeHasher {
+    salted: Sha256,
+    /// The block that is being filled.
+    current: Sha256,
+    filled: u64,
+    blocks_left: u64,
+    leaves: Vec<u8>,
+}
+
+impl TreeHasher {
+    pub(crate) fn new(data_blocks: u64, salt: &[u8]) -> Self {
+        let salted = Sha256::new_with_prefix(salt);
+        TreeHasher {
+            current: salted.clone(),
+            salted,
+            filled: 0,
+            blocks_left: data_blocks,
+            // Grows with the data: an untrue number of blocks costs nothing.
+            leaves: Vec::new(),
+        }
+    }
+
+    /// The next bytes of the data. What is beyond its end is not looked at.
+    pub(crate) fn update(&mut self, mut data: &[u8]) {
+        while !data.is_empty() && self.blocks_left > 0 {
+            let (now, rest) = data.split_at(data.len().min((BLOCK - self.filled) as usize));
+            self.current.update(now);
+            self.filled += now.len() as u64;
+            data = rest;
+            if self.filled == BLOCK {
+                let full = std::mem::replace(&mut self.current, self.salted.clone());
+                self.leaves.extend_from_slice(&full.finalize());
+                self.filled = 0;
+                self.blocks_left -= 1;
+            }
+        }
+    }
+
+    /// The whole tree, once all data came by.
+    pub(crate) fn finish(self) -> Vec<u8> {
+        let mut levels = Vec::new();
+        let mut below = self.leaves;
+        while below.len() as u64 > DIGEST {
+            below.resize(below.len().next_multiple_of(BLOCK as usize), 0);
+            let mut above = Vec::with_capacity(below.len() / PER_BLOCK as usize);
+            for block in below.chunks_exact(BLOCK as usize) {
+                above.extend_from_slice(&self.salted.clone().chain_update(block).finalize());
+            }
+            levels.push(std::mem::replace(&mut below, above));
+        }
+        levels.reverse();
+        levels.concat()
+    }
+}
+
+/// The whole tree over `data`, as it lies on the device; a last part that is no whole block is not hashed.
+pub fn hash_tree(data: &[u8], salt: &[u8]) -> Vec<u8> {
+    let mut hasher = TreeHasher::new(data.len() as u64 / BLOCK, salt);
+    hasher.update(data);
+    hasher.finish()
+}
