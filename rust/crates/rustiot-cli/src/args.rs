@@ -173,9 +173,6 @@ pub struct Bundle {
     /// A certificate between the signing one and the CA; may be repeated
     #[arg(long, value_name = "FILE")]
     pub intermediate: Vec<PathBuf>,
-    /// zstd level, 1 to 22
-    #[arg(long, default_value_t = 19)]
-    pub compression: u32,
     /// The bundle's file [default: build/rustiot-BOARD-VERSION.raucb]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,

@@ -79,7 +79,6 @@ pub fn bundle(context: &Context, args: &args::Bundle) -> Done {
     let request = BundleRequest {
         signer,
         description: format!("RustIoT OS {} for {}", image.version, image.board.name),
-        compression: args.compression,
         meta: Vec::new(),
     };
     rustiot_image::bundle(&toolbox, &image, &request, &out, &Plain)?;

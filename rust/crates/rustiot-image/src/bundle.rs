@@ -1,4 +1,6 @@
-//! A release as a signed RAUC bundle (format `verity`: every block is checked as it streams in).
+//! A release as a signed RAUC bundle (format `verity`: every block is checked as it streams in). Nothing in it is
+//! compressed: the images lie in it byte for byte, so that a delta against the running slot makes the exact bundle and
+//! compression happens where it travels (`docs/decisions/0030-deltas.md`).
 
 use crate::cache::{remove, write};
 use crate::context::{Progress, step};
@@ -10,6 +12,9 @@ use crate::toolbox::Toolbox;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// No compression, and every file's data in one piece: no fragments, no holes where a file has zeros.
+const SQUASHFS: &str = "-noI -noD -noF -noX -no-fragments -no-sparse -quiet -no-progress";
+
 /// How to make a bundle.
 #[derive(Clone, Debug)]
 pub struct BundleRequest {
@@ -17,8 +22,6 @@ pub struct BundleRequest {
     pub signer: Signer,
     /// One line about the release.
     pub description: String,
-    /// zstd level, 1 to 22: 1 for tests, 19 for what travels.
-    pub compression: u32,
     /// Text of a section `[meta.rustiot]`, as key and value.
     pub meta: Vec<(String, String)>,
 }
@@ -39,12 +42,6 @@ pub fn bundle(
 }
 
 fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path) -> Result<(), Error> {
-    if !(1..=22).contains(&request.compression) {
-        return Err(refused(
-            format!("compression {} is none of zstd's levels", request.compression),
-            "use 1 to 22",
-        ));
-    }
     let (dir, file) = match (out.parent(), out.file_name()) {
         (Some(dir), Some(file)) => (dir, file.to_string_lossy().into_owned()),
         _ => return Err(refused(format!("{} is no file name", out.display()), "name the bundle's file")),
@@ -87,10 +84,7 @@ fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path)
         "--signing-keyring={}",
         credential(&request.signer.keyring.to_string_lossy(), &mut toolbox)?
     ));
-    args.push(format!(
-        "--mksquashfs-args=-comp zstd -Xcompression-level {} -quiet -no-progress",
-        request.compression
-    ));
+    args.push(format!("--mksquashfs-args={SQUASHFS}"));
     args.extend([content.to_string_lossy().into_owned(), made.to_string_lossy().into_owned()]);
     toolbox.run_at(EPOCH, "rauc", args)?;
     publish(&made, &dir.join(file))

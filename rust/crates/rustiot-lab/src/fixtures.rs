@@ -131,13 +131,12 @@ impl Fixtures {
     /// The signed bundle of `release` for `board`.
     pub fn bundle(&self, lab: &Lab, board: &Board, release: &Release) -> Result<PathBuf> {
         let image = self.image(lab, board, release)?;
-        let path = self.path(lab, board, release.name, &identity(&image), "raucb")?;
+        let path = self.path(lab, board, release.name, &format!("raw {}", identity(&image)), "raucb")?;
         self.once(&path.to_string_lossy(), || {
             if !path.is_file() {
                 let request = BundleRequest {
                     signer: self.signer(lab)?,
                     description: format!("lab release {}", release.name),
-                    compression: 1,
                     meta: Vec::new(),
                 };
                 rustiot_image::bundle(&lab.toolbox, &image, &request, &path, self.progress())?;

@@ -29,12 +29,11 @@ RAUC_KEY_FILE = "${RUSTIOT_SIGNING_KEY}"
 RAUC_KEYRING_FILE = "${RUSTIOT_KEYRING}"
 
 # The signature is checked as a device will check it (conf/rauc/system.conf.in).
-RUSTIOT_ZSTD_LEVEL ?= "19"
 BUNDLE_ARGS = " \
     --conf=${WORKDIR}/signing.conf \
     --signing-keyring=${RUSTIOT_KEYRING} \
     ${@' '.join('--intermediate=' + i for i in d.getVar('RUSTIOT_SIGNING_INTERMEDIATES').split())} \
-    --mksquashfs-args='-comp zstd -Xcompression-level ${RUSTIOT_ZSTD_LEVEL} -quiet -no-progress' \
+    --mksquashfs-args='-noI -noD -noF -noX -no-fragments -no-sparse -quiet -no-progress' \
 "
 
 # The root's hash stands in the manifest, so that a release can be matched with what a device says it runs.
