@@ -1,6 +1,8 @@
 //! The guarantees, one promise each. A test is added by writing it in the file of its subject and
 //! naming it in [`all`].
 
+mod access;
+mod console;
 mod damage;
 mod firmware;
 mod liveness;
@@ -27,6 +29,8 @@ pub fn all() -> Vec<LabTest> {
         refusals::TESTS,
         signing::TESTS,
         liveness::TESTS,
+        console::TESTS,
+        access::TESTS,
     ]
     .concat()
 }
