@@ -27,7 +27,7 @@ pub(super) const TESTS: &[LabTest] = &[
         // On the arm64 machine the button hangs on a GPIO.
         boards: &["qemux86-64"],
         promise: "The power button shuts the device down in order, and the next boot knows that it was.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: the_power_button_shuts_down_in_order,
     },
 ];
