@@ -33,8 +33,7 @@ fn takes_a_release_signed_by_a_token(ctx: &mut Ctx) -> Result<()> {
         keyring: ctx.fixtures.signer(ctx.lab)?.keyring,
     };
     let image = ctx.fixtures.image(ctx.lab, ctx.board, &B)?;
-    let request =
-        BundleRequest { signer, description: "signed by a token".into(), compression: 1, meta: Vec::new() };
+    let request = BundleRequest { signer, description: "signed by a token".into(), meta: Vec::new() };
     let www = dir.join("www");
     let wrong = toolbox.clone().with_variable("RAUC_PKCS11_PIN", "0000");
     let refused = rustiot_image::bundle(&wrong, &image, &request, &www.join("wrong.raucb"), &Silent);
