@@ -80,8 +80,10 @@ pub enum Command {
     Test(Test),
     /// Measure what is promised in figures, side by side with Debian's own ways
     #[command(after_help = "Examples:\n  rustiot bench\n  rustiot bench --only init,size --runs 9\n  \
-        rustiot bench --write     put the tables into docs/figures.md\n\nNothing else should run meanwhile.")]
+        rustiot bench --write     put the tables into docs/figures.md\n  rustiot bench delta old.raucb new.raucb\n\nNothing else should run meanwhile.")]
     Bench(Bench),
+    #[command(hide = true)]
+    DeltaApply(DeltaApply),
     /// Longer experiments on machines in QEMU
     #[command(subcommand)]
     Lab(Lab),
@@ -216,8 +218,50 @@ pub enum Section {
     Root,
 }
 
+/// Subjects of `bench` with arguments of their own.
+#[derive(Debug, Subcommand)]
+pub enum BenchWhat {
+    /// Bytes of every way to a release, against what others make: two files, or real release pairs
+    #[command(after_help = "Examples:\n  rustiot bench delta old.raucb new.raucb --json\n  \
+        rustiot bench delta --only library,security\n  rustiot bench delta --write\n\n\
+        Of bundles the images in the old one are the sources, as on a device.")]
+    Delta(BenchDelta),
+}
+
 #[derive(Debug, Args)]
+pub struct BenchDelta {
+    /// The old image or bundle
+    #[arg(requires = "new")]
+    pub old: Option<PathBuf>,
+    /// The new one
+    pub new: Option<PathBuf>,
+    /// Only these pairs of conf/bench/releases.toml
+    #[arg(long, value_name = "PAIR", value_delimiter = ',', conflicts_with = "old")]
+    pub only: Vec<String>,
+    /// Leave out what others make
+    #[arg(long)]
+    pub ours: bool,
+    /// Put the table into docs/figures.md
+    #[arg(long, conflicts_with = "old")]
+    pub write: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// What `bench delta` runs in a process of its own, to see its memory.
+#[derive(Debug, Args)]
+pub struct DeltaApply {
+    /// The delta
+    pub delta: PathBuf,
+    /// Its sources in order
+    pub sources: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Bench {
+    #[command(subcommand)]
+    pub what: Option<BenchWhat>,
     #[command(flatten)]
     pub board: BoardArg,
     /// Boots of each system; the median counts

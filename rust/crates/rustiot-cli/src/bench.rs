@@ -40,11 +40,11 @@ struct Part {
 
 /// A figure that has to be reached.
 #[derive(Debug, Serialize)]
-struct Target {
-    what: String,
-    figure: String,
-    wanted: String,
-    met: bool,
+pub(crate) struct Target {
+    pub(crate) what: String,
+    pub(crate) figure: String,
+    pub(crate) wanted: String,
+    pub(crate) met: bool,
 }
 
 /// Where it was measured.
@@ -437,11 +437,11 @@ fn times(ratio: f64) -> String {
     format!("{ratio:.2}×")
 }
 
-fn mb(bytes: u64) -> String {
+pub(crate) fn mb(bytes: u64) -> String {
     format!("{:.2} MB", bytes as f64 / 1e6)
 }
 
-fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+pub(crate) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(String::from).to_vec()
 }
 
@@ -450,23 +450,27 @@ impl Part {
     fn text(&self, place: &Place) -> String {
         let mut text = aligned(&self.table);
         text.push('\n');
-        for target in &self.targets {
-            let word = if target.met { "met" } else { "**MISSED**" };
-            text.push_str(&format!(
-                "* {}: {} (wanted: {}): {word}\n",
-                target.what, target.figure, target.wanted
-            ));
-        }
-        for note in &self.notes {
-            text.push_str(&format!("\n{note}\n"));
-        }
+        text.push_str(&told(&self.targets, &self.notes));
         text.push_str(&format!("\n{}\n", place.line()));
         text
     }
 }
 
+/// Targets and notes as Markdown.
+pub(crate) fn told(targets: &[Target], notes: &[String]) -> String {
+    let mut text = String::new();
+    for target in targets {
+        let word = if target.met { "met" } else { "**MISSED**" };
+        text.push_str(&format!("* {}: {} (wanted: {}): {word}\n", target.what, target.figure, target.wanted));
+    }
+    for note in notes {
+        text.push_str(&format!("\n{note}\n"));
+    }
+    text
+}
+
 /// A Markdown table whose columns stand below each other.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let cell = |row: &Vec<String>, n: usize| row.get(n).cloned().unwrap_or_default();
     let width =
@@ -517,7 +521,7 @@ fn marker(section: Section, board: &str) -> String {
 }
 
 /// Puts `text` between the markers of `name` in `page`; where there are none, at its end under `title`.
-fn put(page: &str, name: &str, title: &str, text: &str) -> String {
+pub(crate) fn put(page: &str, name: &str, title: &str, text: &str) -> String {
     let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
     let found = page.split_once(&begin).and_then(|(before, rest)| Some((before, rest.split_once(&end)?.1)));
     match found {

@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod bench_delta;
 mod build;
 mod checks;
 mod demo;
@@ -16,7 +17,7 @@ mod run;
 mod serve;
 mod test;
 
-use args::{Cli, Command, Image, Lab};
+use args::{BenchWhat, Cli, Command, Image, Lab};
 use clap::Parser;
 use fail::{Done, Fail};
 use nix::sys::signal::{SigSet, Signal};
@@ -43,7 +44,11 @@ fn dispatch(command: Command) -> Done {
         Command::Flash { image, device, yes, json } => flash::run(&image, &device, yes, json.json),
         Command::Serve { dir, port } => serve::run(&dir, port),
         Command::Test(args) => test::run(&context()?, &args),
-        Command::Bench(args) => bench::run(&context()?, &args),
+        Command::Bench(args) => match &args.what {
+            Some(BenchWhat::Delta(args)) => bench_delta::run(&context()?, args),
+            None => bench::run(&context()?, &args),
+        },
+        Command::DeltaApply(args) => bench_delta::apply(&args),
         Command::Lab(Lab::PowerCut { board, runs, seed, json }) => {
             power_cut::run(&context()?, &board.board, runs, seed, json.json)
         }

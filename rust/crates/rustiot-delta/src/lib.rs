@@ -18,5 +18,5 @@ pub use encode::{EncodeError, Options, Source, Summary, TreeHint, encode};
 pub use error::{Error, Part};
 pub use format::{Header, SourceInfo};
 pub use read::{FileAt, ReadAt};
-pub use target::{Delta, Target};
+pub use target::{Delta, Target, apply};
 pub use tree::hash_tree;

@@ -3,7 +3,7 @@
 use crate::format::{INDEX_MAX, Index, PREFIX, SEAL, SegmentInfo, half, index_len, source_bases};
 use crate::segment::Segment;
 use crate::tree::TreeHasher;
-use crate::{Error, Header, Part, ReadAt};
+use crate::{Error, FileAt, Header, Part, ReadAt};
 use sha2::{Digest, Sha256};
 use std::io;
 use std::ops::Range;
@@ -371,4 +371,20 @@ impl io::Read for Hashed<'_> {
         self.left = self.left.saturating_sub(now as u64);
         Ok(now)
     }
+}
+
+/// Makes the whole target from files, checks it, and gives it to `each` in parts. What [`Target::verify`] does, compiled
+/// here with this crate's settings whatever the caller's are.
+///
+/// # Errors
+/// As [`Delta::open`], [`Delta::target`] and [`Target::verify`].
+pub fn apply(
+    delta: FileAt,
+    sources: Vec<FileAt>,
+    each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+) -> Result<Header, Error> {
+    let sources = sources.into_iter().map(|source| Box::new(source) as Box<dyn ReadAt + Send>);
+    let mut target = Delta::open(delta)?.target(sources.collect())?;
+    target.verify(each)?;
+    Ok(target.header().clone())
 }

@@ -30,6 +30,7 @@ mod module_file;
 mod modules;
 mod packages;
 mod programs;
+mod releases;
 mod root;
 mod toolbox;
 
@@ -43,5 +44,6 @@ pub use error::Error;
 pub use image::{Image, Request, Sizes, board, boards, build, check, verify, write_manifest};
 pub use initramfs::Init;
 pub use programs::Programs;
+pub use releases::{ReleasePair, Releases};
 pub use root::{PackageSize, Verity};
 pub use toolbox::Toolbox;
