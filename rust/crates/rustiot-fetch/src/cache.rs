@@ -14,7 +14,7 @@ use crate::journal::{Entry, Identity, frame, parse};
 use crate::medium::{Medium, Which};
 use crate::ranges::RangeSet;
 
-/// Longest journal that is read. More cannot come together: the cache commits in pieces of 64 KiB at least.
+/// Longest journal that is read. More cannot come together: it has a thousand entries for a download and some for each start.
 const JOURNAL_MAX: u64 = 16 << 20;
 /// How much is read at once.
 const BLOCK: usize = 64 << 10;

@@ -34,7 +34,7 @@ const AHEAD_WINDOW: u64 = 1 << 20;
 /// Somebody who waits for something this close ahead of a transfer waits for the transfer.
 const SOON: u64 = 2 << 20;
 /// How much is written and synced at once: a thousandth of the file, between these.
-const COMMIT: (u64, u64) = (64 << 10, 1 << 20);
+const COMMIT: (u64, u64) = (8 << 10, 1 << 20);
 /// What came longer ago is written even if it is less.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Rounds in which every address fails in a way that does not heal, before that is the result.

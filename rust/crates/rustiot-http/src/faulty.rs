@@ -76,6 +76,7 @@ struct State {
     etag: Option<String>,
     fault: Fault,
     requests: Vec<String>,
+    pace: Option<std::time::Duration>,
 }
 
 /// The server; it ends when this is dropped.
@@ -109,8 +110,13 @@ impl Server {
         let listener = socket.listen(64).unwrap();
         let address = listener.local_addr().unwrap();
         let (acceptor, authority) = tls.map(certificate).unzip();
-        let state =
-            State { file: file.into(), etag: Some("\"1\"".into()), fault: Fault::None, requests: Vec::new() };
+        let state = State {
+            file: file.into(),
+            etag: Some("\"1\"".into()),
+            fault: Fault::None,
+            requests: Vec::new(),
+            pace: None,
+        };
         let (state, sent) = (Arc::new(Mutex::new(state)), Arc::new(AtomicU64::new(0)));
         let task = tokio::spawn(accept(listener, state.clone(), sent.clone(), acceptor));
         let scheme = if tls.is_some() { "https" } else { "http" };
@@ -126,6 +132,11 @@ impl Server {
     /// Misbehaves from the next request on.
     pub fn set(&self, fault: Fault) {
         self.state.lock().unwrap().fault = fault;
+    }
+
+    /// Waits so long after each 16 KiB, as a slow link does.
+    pub fn pace(&self, each: std::time::Duration) {
+        self.state.lock().unwrap().pace = Some(each);
     }
 
     /// Another file, or the same by another name.
@@ -227,10 +238,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> io::Result<()> {
     loop {
         let Some(head) = head(&mut stream).await? else { return Ok(()) };
-        let (fault, file, etag) = {
+        let (fault, file, etag, pace) = {
             let mut state = state.lock().unwrap();
             state.requests.push(head.clone());
-            (state.fault.clone(), state.file.clone(), state.etag.clone())
+            (state.fault.clone(), state.file.clone(), state.etag.clone(), state.pace)
         };
         let header = |name: &str| {
             head.lines().find_map(|line| {
@@ -309,6 +320,10 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
         for piece in body.chunks(16 << 10) {
             stream.write_all(piece).await?;
             sent.fetch_add(piece.len() as u64, Ordering::SeqCst);
+            if let Some(pace) = pace {
+                stream.flush().await?;
+                tokio::time::sleep(pace).await;
+            }
         }
         stream.flush().await?;
         match fault {
