@@ -272,3 +272,72 @@ fn decompress<R: Read>(bytes: &mut io::Take<R>, method: u8, raw: u64) -> io::Res
     }
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn segment(streams: [&[u8]; STREAMS]) -> Vec<u8> {
+        let mut head = Vec::new();
+        for stream in streams {
+            head.push(0);
+            crate::format::put_number(&mut head, stream.len() as u64);
+            crate::format::put_number(&mut head, stream.len() as u64);
+        }
+        [vec![head.len() as u8], head, streams.concat()].concat()
+    }
+
+    #[test]
+    fn streams_that_are_too_large_are_refused_before_they_are_made() {
+        let mut head = Vec::new();
+        for _ in 0..STREAMS {
+            head.push(1);
+            crate::format::put_number(&mut head, SEGMENT_RAW_MAX);
+            crate::format::put_number(&mut head, 100);
+        }
+        let bytes = [vec![head.len() as u8], head].concat();
+        let made = Segment::parse(&mut bytes.as_slice(), 5, 0).map(drop);
+        assert!(matches!(made, Err(Error::TooLarge { .. })));
+    }
+
+    #[test]
+    fn streams_must_be_used_up() {
+        // Two bytes of new data, three of zeros.
+        assert!(Segment::parse(&mut segment([&[9, 14], &[], &[], &[], &[1, 2]]).as_slice(), 5, 0).is_ok());
+        for (streams, len) in [
+            ([&[9u8, 14][..], &[], &[], &[], &[1, 2, 3]], 5),
+            ([&[9, 14], &[], &[], &[], &[1, 2]], 6),
+            ([&[9, 14], &[0], &[], &[], &[1, 2]], 5),
+            ([&[9, 14], &[], &[0], &[0], &[1, 2]], 5),
+            ([&[9, 15], &[], &[], &[], &[1, 2]], 5),
+            ([&[9, 14, 2], &[], &[], &[], &[1, 2]], 5),
+        ] {
+            let made = Segment::parse(&mut segment(streams).as_slice(), len, 0).map(drop);
+            assert!(matches!(made, Err(Error::Damaged { .. })));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_streams_are_an_error_or_a_segment(
+            lens in prop::collection::vec(any::<u8>(), 0..12),
+            seeks in prop::collection::vec(any::<u8>(), 0..6),
+            gaps in prop::collection::vec(0..20u8, 0..6),
+            values: [u8; 4],
+            extra: [u8; 4],
+            len in 0..60u64,
+        ) {
+            let bytes = segment([&lens, &seeks, &gaps, &values, &extra]);
+            if let Ok(mut segment) = Segment::parse(&mut bytes.as_slice(), len, 0) {
+                let mut buf = vec![0; len as usize];
+                let _ = segment.read(0, &mut buf, &Sources::none(), 0);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_or_a_segment(bytes: Vec<u8>, len in 0..1000u64) {
+            let _ = Segment::parse(&mut bytes.as_slice(), len, 0);
+        }
+    }
+}

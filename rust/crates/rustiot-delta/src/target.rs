@@ -113,6 +113,11 @@ struct Old {
 pub(crate) struct Sources(Vec<Old>);
 
 impl Sources {
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Sources(Vec::new())
+    }
+
     /// Fills `buf` from `address` on; `Ok(false)` where no source is.
     pub(crate) fn read(&self, address: u64, buf: &mut [u8]) -> Result<bool, Error> {
         let found = self.0.iter().rev().find(|old| old.base <= address);
@@ -347,7 +352,7 @@ fn load(delta: &dyn ReadAt, number: usize, info: &SegmentInfo) -> Result<Segment
             return Err(Error::ReadDelta { offset: bytes.at, source });
         }
     }
-    if half(&bytes.hash.finalize()) != info.digest {
+    if half(&bytes.hash.finalize()) != info.digest && !cfg!(fuzzing) {
         return Err(Error::Damaged { part: Part::Segment(number), what: "its checksum differs" });
     }
     segment
