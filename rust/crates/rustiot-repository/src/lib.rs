@@ -6,10 +6,14 @@
 //! TUF and is used by `rustiot-update`; the publisher (feature `publish`) writes the repository on a workstation and is
 //! used by `rustiot-cli`. Contract: `docs/contracts/repository.md`.
 
+#[cfg(feature = "client")]
+pub mod client;
 mod digest;
 pub mod index;
 pub mod plan;
 pub mod poll;
+#[cfg(feature = "publish")]
+pub mod publish;
 pub mod rollout;
 pub mod time;
 

@@ -1,0 +1,479 @@
+//! Bundles become releases: checked, encoded in every way that devices may need, and entered into their board's index.
+//!
+//! A delta that is finished is in the index at once, so that a run which was cut short goes on behind it.
+
+use super::metadata::{Repository, Signing};
+use super::{At, Error, bundle, install};
+use crate::digest::Digest;
+use crate::index::{Content, File, Index, MAX_NOTES, Release, Source, Way, WayKind};
+use crate::rollout::{Named, PLACES, Rollout, State, Wave};
+use semver::Version;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// What RAUC and its friends do for us.
+pub trait Tool {
+    /// Checks the bundle's signature, as a device would.
+    ///
+    /// # Errors
+    /// It is not valid, in the tool's words.
+    fn verify(&self, bundle: &Path) -> Result<(), String>;
+    /// Unpacks the bundle's content into the empty directory `to`.
+    ///
+    /// # Errors
+    /// It cannot, in the tool's words.
+    fn unpack(&self, bundle: &Path, to: &Path) -> Result<(), String>;
+}
+
+/// Writes a `.rdelta`: target, sources by name, where to, progress 0 to 1.
+pub trait Encoder {
+    /// Encodes.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn encode(
+        &self,
+        target: &[u8],
+        sources: &[(&str, &[u8])],
+        out: &mut dyn Write,
+        progress: &dyn Fn(f32),
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// The real one.
+#[derive(Clone, Copy, Debug)]
+pub struct Rdelta;
+
+impl Encoder for Rdelta {
+    fn encode(
+        &self,
+        target: &[u8],
+        sources: &[(&str, &[u8])],
+        out: &mut dyn Write,
+        progress: &dyn Fn(f32),
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let sources: Vec<_> =
+            sources.iter().map(|(name, bytes)| rustiot_delta::Source { name, bytes }).collect();
+        rustiot_delta::encode(target, &sources, &rustiot_delta::Options::default(), out, progress)?;
+        Ok(())
+    }
+}
+
+/// What a release costs on one way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WaySize {
+    /// Kind of the way.
+    pub kind: WayKind,
+    /// The release that it starts from.
+    pub from: Option<String>,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// What a publishing run did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Published {
+    /// The board.
+    pub compatible: String,
+    /// The release.
+    pub version: String,
+    /// Its manifest hash.
+    pub manifest_hash: Digest,
+    /// Whether it was there before.
+    pub known: bool,
+    /// Its ways.
+    pub ways: Vec<WaySize>,
+}
+
+impl Repository {
+    /// Publishes bundles, oldest first, and signs.
+    ///
+    /// # Errors
+    /// A bundle is refused, or something cannot be written. What was finished before stays, unsigned, and the next run
+    /// goes on behind it.
+    pub fn publish(
+        &self,
+        bundles: &[PathBuf],
+        notes: Option<&str>,
+        tool: &dyn Tool,
+        encoder: &dyn Encoder,
+        now: u64,
+        progress: &dyn Fn(&str, f32),
+    ) -> Result<(Vec<Published>, Signing), Error> {
+        let mut manifests = Vec::new();
+        for path in bundles {
+            manifests.push((bundle::manifest(path)?, path));
+        }
+        manifests.sort_by(|(a, _), (b, _)| a.version.cmp_precedence(&b.version));
+        let mut published = Vec::new();
+        for (manifest, path) in &manifests {
+            published.push(self.publish_one(manifest, path, notes, tool, encoder, now, progress)?);
+        }
+        Ok((published, self.sign(now, false)?))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller, just above")]
+    fn publish_one(
+        &self,
+        manifest: &bundle::Manifest,
+        path: &Path,
+        notes: Option<&str>,
+        tool: &dyn Tool,
+        encoder: &dyn Encoder,
+        now: u64,
+        progress: &dyn Fn(&str, f32),
+    ) -> Result<Published, Error> {
+        let refused = |why: String| Error::Bundle { path: path.to_owned(), why };
+        let mut index = self.index(&manifest.compatible)?;
+        if let Some(other) = index.releases.iter().find(|release| {
+            release.version.cmp_precedence(&manifest.version).is_eq()
+                && release.manifest_hash != manifest.hash
+        }) {
+            return Err(refused(format!(
+                "another release {} is published already ({}): a version is given once; raise it",
+                other.version, other.manifest_hash
+            )));
+        }
+        let known = index.release(&manifest.hash).is_some();
+        if !known {
+            tool.verify(path).map_err(|why| refused(format!("its signature is refused: {why}")))?;
+        }
+        let held = self.hold(manifest, path)?;
+        let images = self.unpacked(&manifest.hash, &held, tool)?;
+        let target = std::fs::read(&held).at("read", &held)?;
+        if !known {
+            let content = Content { len: length(target.len()), sha256: Digest::of(&target) };
+            let mut sources = Vec::new();
+            for (name, image) in &images {
+                sources.push(hashed(name, image)?);
+            }
+            let notes = notes.unwrap_or_default();
+            if notes.len() > MAX_NOTES {
+                return Err(refused(format!(
+                    "the notes have {} bytes, at most {MAX_NOTES} fit",
+                    notes.len()
+                )));
+            }
+            index.releases.push(Release {
+                version: manifest.version.clone(),
+                manifest_hash: manifest.hash,
+                root_hash: manifest.root_hash,
+                floor: manifest.floor.clone(),
+                build_epoch: manifest.build_epoch,
+                notes: notes.to_owned(),
+                details: None,
+                bundle: content,
+                images: sources,
+                ways: Vec::new(),
+                rollout: Rollout::default(),
+            });
+            index.releases.sort_by(|a, b| b.version.cmp_precedence(&a.version));
+        }
+        let bases: Vec<Release> = self.bases(&index, &manifest.version);
+        let name = format!("{}-{}", manifest.compatible, manifest.version);
+        let has = |index: &Index, kind: WayKind, from: Option<Digest>| {
+            let release = index.release(&manifest.hash);
+            release.is_some_and(|r| r.ways.iter().any(|way| way.kind == kind && way.from == from))
+        };
+        if !has(&index, WayKind::Full, None) {
+            let file = self.encode(&format!("{name}.full.rdelta"), &target, &[], encoder, progress)?;
+            self.add(&mut index, &manifest.hash, way(WayKind::Full, file, None), now)?;
+        }
+        for base in &bases {
+            if has(&index, WayKind::Delta, Some(base.manifest_hash)) {
+                continue;
+            }
+            let old = self.dir().join("work/bundles").join(format!("{}.raucb", base.manifest_hash));
+            let unpacked = self.unpacked(&base.manifest_hash, &old, tool)?;
+            let mut sources = Vec::new();
+            for (image, path) in &unpacked {
+                sources.push((image.as_str(), std::fs::read(path).at("read", path)?));
+            }
+            let borrowed: Vec<(&str, &[u8])> =
+                sources.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+            let file = self.encode(
+                &format!("{name}.from-{}.rdelta", base.version),
+                &target,
+                &borrowed,
+                encoder,
+                progress,
+            )?;
+            let mut delta = way(WayKind::Delta, file, Some(base));
+            delta.sources = base.images.clone();
+            self.add(&mut index, &manifest.hash, delta, now)?;
+        }
+        if self.settings().bundle_way && !has(&index, WayKind::Bundle, None) {
+            let content = index.release(&manifest.hash).map(|release| release.bundle);
+            if let Some(content) = content {
+                let file = File { name: format!("{name}.raucb"), len: content.len, sha256: content.sha256 };
+                let temporary = self.dir().join("work/.bundle.tmp");
+                std::fs::copy(&held, &temporary).at("copy", &held)?;
+                install(&temporary, &self.targets_dir().join(file.path()))?;
+                self.add(&mut index, &manifest.hash, way(WayKind::Bundle, file, None), now)?;
+            }
+        }
+        self.roll_out(&index, &manifest.hash, now)?;
+        self.forget(&mut index)?;
+        let ways = index.release(&manifest.hash).map(|release| release.ways.clone()).unwrap_or_default();
+        Ok(Published {
+            compatible: manifest.compatible.clone(),
+            version: manifest.version.to_string(),
+            manifest_hash: manifest.hash,
+            known,
+            ways: ways
+                .into_iter()
+                .map(|way| WaySize {
+                    kind: way.kind,
+                    from: way.from_version.map(|version| version.to_string()),
+                    bytes: way.file.len,
+                })
+                .collect(),
+        })
+    }
+
+    /// Releases that get a delta to `version`: the last ones before it and those of the factory.
+    fn bases(&self, index: &Index, version: &Version) -> Vec<Release> {
+        let settings = self.settings();
+        let have = |release: &&Release| {
+            self.dir().join("work/bundles").join(format!("{}.raucb", release.manifest_hash)).exists()
+        };
+        let older = index
+            .releases
+            .iter()
+            .filter(|release| release.version.cmp_precedence(version).is_lt())
+            .filter(have);
+        let factory = |release: &Release| settings.factory.contains(&release.version.to_string());
+        older
+            .enumerate()
+            .filter(|(number, release)| *number < settings.deltas || factory(release))
+            .map(|(_, release)| release.clone())
+            .collect()
+    }
+
+    /// Keeps a copy of the bundle: deltas of later releases start from it.
+    fn hold(&self, manifest: &bundle::Manifest, path: &Path) -> Result<PathBuf, Error> {
+        let dir = self.dir().join("work/bundles");
+        std::fs::create_dir_all(&dir).at("make", &dir)?;
+        let held = dir.join(format!("{}.raucb", manifest.hash));
+        if !held.exists() {
+            let temporary = dir.join(".new.tmp");
+            std::fs::copy(path, &temporary).at("copy", path)?;
+            install(&temporary, &held)?;
+        }
+        Ok(held)
+    }
+
+    /// The images of a bundle, unpacked once.
+    #[expect(clippy::disallowed_methods, reason = "a cache: what is lost is unpacked again")]
+    fn unpacked(
+        &self,
+        hash: &Digest,
+        bundle: &Path,
+        tool: &dyn Tool,
+    ) -> Result<Vec<(String, PathBuf)>, Error> {
+        let dir = self.dir().join("work/images").join(hash.to_string());
+        if !dir.exists() {
+            let new = self.dir().join("work/images/.new");
+            if new.exists() {
+                std::fs::remove_dir_all(&new).at("remove", &new)?;
+            }
+            std::fs::create_dir_all(&new).at("make", &new)?;
+            tool.unpack(bundle, &new).map_err(|why| Error::Bundle { path: bundle.to_owned(), why })?;
+            std::fs::rename(&new, &dir).at("put into place", &dir)?;
+        }
+        let images = ["root", "boot"].map(|name| (name.to_owned(), dir.join(format!("{name}.img"))));
+        for (name, path) in &images {
+            if !path.is_file() {
+                return Err(Error::Bundle {
+                    path: bundle.to_owned(),
+                    why: format!("it holds no {name}.img"),
+                });
+            }
+        }
+        Ok(images.to_vec())
+    }
+
+    fn encode(
+        &self,
+        name: &str,
+        target: &[u8],
+        sources: &[(&str, &[u8])],
+        encoder: &dyn Encoder,
+        progress: &dyn Fn(&str, f32),
+    ) -> Result<File, Error> {
+        let temporary = self.dir().join("work/.delta.tmp");
+        let out = std::fs::File::create(&temporary).at("create", &temporary)?;
+        let mut out = Counted { inner: BufWriter::new(out), sha256: Sha256::new(), len: 0 };
+        progress(name, 0.0);
+        encoder
+            .encode(target, sources, &mut out, &|share| progress(name, share))
+            .map_err(|source| Error::Encode { what: name.to_owned(), source })?;
+        out.inner.flush().at("write", &temporary)?;
+        progress(name, 1.0);
+        let file = File { name: name.to_owned(), len: out.len, sha256: Digest(out.sha256.finalize().into()) };
+        install(&temporary, &self.targets_dir().join(file.path()))?;
+        Ok(file)
+    }
+
+    /// Enters a finished way into the index in `work/`.
+    fn add(&self, index: &mut Index, hash: &Digest, way: Way, now: u64) -> Result<(), Error> {
+        index.published = now;
+        if let Some(release) = index.releases.iter_mut().find(|release| release.manifest_hash == *hash) {
+            release.ways.push(way);
+        }
+        self.set_index(index)
+    }
+
+    /// Gives a release that has none the roll-out of `repo.toml`.
+    fn roll_out(&self, index: &Index, hash: &Digest, now: u64) -> Result<(), Error> {
+        let mut rollouts = self.rollouts(&index.compatible)?;
+        if rollouts.rollouts.iter().all(|named| named.manifest_hash != *hash) {
+            let mut waves = self.settings().waves.clone();
+            for wave in &mut waves {
+                wave.not_before = now.saturating_add(wave.not_before);
+            }
+            let rollout = if waves.is_empty() {
+                Rollout::everyone()
+            } else {
+                Rollout { state: State::Running, reason: String::new(), waves }
+            };
+            rollouts.rollouts.push(Named { manifest_hash: *hash, rollout });
+        }
+        rollouts.rollouts.retain(|named| index.release(&named.manifest_hash).is_some());
+        self.set_rollouts(&rollouts)
+    }
+
+    /// Takes the oldest releases out of the index when there are more than `repo.toml` wants. Their files stay.
+    fn forget(&self, index: &mut Index) -> Result<(), Error> {
+        let keep = self.settings().releases.clamp(1, crate::index::MAX_RELEASES);
+        if index.releases.len() > keep {
+            index.releases.truncate(keep);
+            self.set_index(index)?;
+        }
+        Ok(())
+    }
+
+    /// Changes the roll-out of a release, and signs. Only the roll-out key and the online ones are needed.
+    ///
+    /// # Errors
+    /// There is no such release, or the result breaks a rule.
+    pub fn change_rollout(
+        &self,
+        compatible: &str,
+        version: &Version,
+        change: &dyn Fn(&mut Rollout),
+        now: u64,
+    ) -> Result<(Rollout, Signing), Error> {
+        let index = self.index(compatible)?;
+        let release = index.releases.iter().find(|release| release.version == *version).ok_or_else(|| {
+            Error::Refused {
+                problem: format!("there is no release {version} for {compatible}"),
+                hint: "see what there is with: rustiot rollout --repo DIR",
+            }
+        })?;
+        let mut rollouts = self.rollouts(compatible)?;
+        let hash = release.manifest_hash;
+        if rollouts.rollouts.iter().all(|named| named.manifest_hash != hash) {
+            rollouts.rollouts.push(Named { manifest_hash: hash, rollout: Rollout::default() });
+        }
+        let mut result = Rollout::default();
+        for named in rollouts.rollouts.iter_mut().filter(|named| named.manifest_hash == hash) {
+            change(&mut named.rollout);
+            result = named.rollout.clone();
+        }
+        self.set_rollouts(&rollouts)?;
+        Ok((result, self.sign(now, false)?))
+    }
+}
+
+fn way(kind: WayKind, file: File, from: Option<&Release>) -> Way {
+    Way {
+        kind,
+        file,
+        from: from.map(|base| base.manifest_hash),
+        from_root_hash: from.and_then(|base| base.root_hash),
+        from_version: from.map(|base| base.version.clone()),
+        sources: Vec::new(),
+        estimate: None,
+    }
+}
+
+fn length(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
+
+fn hashed(name: &str, path: &Path) -> Result<Source, Error> {
+    let mut file = std::fs::File::open(path).at("open", path)?;
+    let (mut sha256, mut len, mut buffer) = (Sha256::new(), 0u64, vec![0; 1 << 20]);
+    loop {
+        let count = file.read(&mut buffer).at("read", path)?;
+        if count == 0 {
+            break;
+        }
+        sha256.update(buffer.get(..count).unwrap_or_default());
+        len = len.saturating_add(length(count));
+    }
+    Ok(Source { name: name.to_owned(), len, sha256: Digest(sha256.finalize().into()) })
+}
+
+struct Counted<W> {
+    inner: W,
+    sha256: Sha256,
+    len: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.sha256.update(bytes.get(..count).unwrap_or_default());
+        self.len = self.len.saturating_add(length(count));
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Waves in words: `5%`, `50%+1d`, `canary:100%`, `100%+2026-03-01`… separated by commas or spaces.
+///
+/// # Errors
+/// What is wrong, and an example.
+pub fn parse_waves(text: &str, now: u64) -> Result<Vec<Wave>, String> {
+    let mut waves = Vec::new();
+    for word in text.split([',', ' ']).filter(|word| !word.is_empty()) {
+        let wrong = || format!("{word:?} is no wave; write 5%, 50%+1d or canary:100%");
+        let (labels, rest) = match word.split_once(':') {
+            Some((labels, rest)) => (labels.split('|').map(str::to_owned).collect(), rest),
+            None => (Vec::new(), word),
+        };
+        let (share, delay) = rest.split_once('+').unwrap_or((rest, "0s"));
+        let share: f64 = share.strip_suffix('%').ok_or_else(wrong)?.parse().map_err(|_| wrong())?;
+        if !(0.0..=100.0).contains(&share) {
+            return Err(format!("{word:?} is more than all devices; write at most 100%"));
+        }
+        let split = delay.len().checked_sub(1).and_then(|at| delay.split_at_checked(at)).ok_or_else(wrong)?;
+        let unit: u64 = match split.1 {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 24 * 3600,
+            _ => return Err(wrong()),
+        };
+        let delay = split.0.parse::<u64>().map_err(|_| wrong())?.saturating_mul(unit);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 to 1000, checked above"
+        )]
+        let permille = (share * 10.0).round() as u32;
+        let not_before = if delay == 0 { 0 } else { now.saturating_add(delay) };
+        waves.push(Wave { name: word.to_owned(), permille: permille.min(PLACES), not_before, labels });
+    }
+    if waves.is_empty() {
+        return Err("no wave is named; write for example 5%,50%+1d,100%+3d".to_owned());
+    }
+    Ok(waves)
+}

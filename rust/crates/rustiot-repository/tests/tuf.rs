@@ -1,0 +1,682 @@
+//! The client against a real web server: every attack that TUF is for, clocks that are wrong, disks that forget, and the
+//! whole way from `init` to a plan.
+
+use rustiot_http::{Http, Url};
+use rustiot_repository::client::{self, Checked, Client, Error};
+use rustiot_repository::publish::{Encoder, Repository, Settings, Tool};
+use rustiot_repository::time::{Clock, Doubt};
+use rustiot_repository::{Digest, Facts, Refusal, Running, State, WayKind, plan};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use testbed::{Faults, FileServer};
+
+const DAY: u64 = 24 * 3600;
+/// The truth when a test begins.
+const NOW: u64 = 1_800_000_000;
+const BUILT: u64 = NOW - 30 * DAY;
+
+/// Bundles of these tests are `hsqs` + root image + boot image + signature block.
+struct Plain;
+
+impl Tool for Plain {
+    fn verify(&self, bundle: &Path) -> Result<(), String> {
+        let text = String::from_utf8_lossy(&std::fs::read(bundle).unwrap()).into_owned();
+        if text.contains("forged") { Err("signature verification failed".into()) } else { Ok(()) }
+    }
+
+    fn unpack(&self, bundle: &Path, to: &Path) -> Result<(), String> {
+        let bytes = std::fs::read(bundle).unwrap();
+        std::fs::write(to.join("root.img"), &bytes[4..4100]).unwrap();
+        std::fs::write(to.join("boot.img"), &bytes[4100..5000]).unwrap();
+        Ok(())
+    }
+}
+
+/// As many bytes as differ: enough to see which way is cheaper.
+struct Difference;
+
+impl Encoder for Difference {
+    fn encode(
+        &self,
+        target: &[u8],
+        sources: &[(&str, &[u8])],
+        out: &mut dyn Write,
+        _: &dyn Fn(f32),
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let old: Vec<u8> = sources.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
+        let changed: Vec<u8> = target
+            .iter()
+            .enumerate()
+            .filter(|(at, byte)| at.checked_sub(4).and_then(|at| old.get(at)) != Some(byte))
+            .map(|(_, byte)| *byte)
+            .collect();
+        out.write_all(&changed)?;
+        Ok(())
+    }
+}
+
+fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
+    let mut out = vec![tag, 0x82];
+    out.extend(u16::try_from(content.len()).unwrap().to_be_bytes());
+    out.extend(content);
+    out
+}
+
+fn bundle(dir: &Path, version: &str) -> PathBuf {
+    let manifest = format!(
+        "[update]\ncompatible=rustiot-x\nversion={version}\n\n[bundle]\nformat=verity\n\n[image.root]\nfilename=root.img\n\n\
+         [image.boot]\nfilename=boot.img\n\n[meta.rustiot]\nroot-hash={}\n",
+        Digest::of(version.as_bytes())
+    );
+    let encapsulated = tlv(0x30, &[vec![0x06, 1, 0], tlv(0xa0, &tlv(0x04, manifest.as_bytes()))].concat());
+    let signed = tlv(0x30, &[vec![0x02, 1, 3], vec![0x31, 0], encapsulated].concat());
+    let cms = tlv(0x30, &[vec![0x06, 1, 0], tlv(0xa0, &signed)].concat());
+    let mut images = vec![7u8; 4996];
+    images[..version.len()].copy_from_slice(version.as_bytes());
+    let bytes = [b"hsqs".to_vec(), images, cms.clone(), (cms.len() as u64).to_be_bytes().to_vec()].concat();
+    let path = dir.join(format!("{version}.raucb"));
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// A repository, a web server that shows it, a device that looks.
+struct World {
+    dir: tempfile::TempDir,
+    server: FileServer,
+}
+
+impl World {
+    fn new(settings: Settings) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = Repository::init(&dir.path().join("repo"), settings, NOW).unwrap();
+        drop(repo);
+        std::fs::create_dir(dir.path().join("web")).unwrap();
+        let server = FileServer::start(&dir.path().join("web")).unwrap();
+        let world = World { dir, server };
+        world.publish("1.0.0", NOW);
+        world
+    }
+
+    fn simple() -> World {
+        World::new(Settings::default())
+    }
+
+    fn repo(&self) -> Repository {
+        Repository::open(&self.dir.path().join("repo")).unwrap()
+    }
+
+    fn publish(&self, version: &str, now: u64) {
+        let bundle = bundle(self.dir.path(), version);
+        self.repo().publish(&[bundle], Some("notes"), &Plain, &Difference, now, &|_, _| {}).unwrap();
+        self.upload();
+    }
+
+    fn refresh(&self, now: u64) {
+        self.repo().sign(now, true).unwrap();
+        self.upload();
+    }
+
+    /// `rsync --delete`.
+    fn upload(&self) {
+        let web = self.dir.path().join("web");
+        for sub in ["metadata", "targets"] {
+            let _ = std::fs::remove_dir_all(web.join(sub));
+            copy(&self.dir.path().join("repo/public").join(sub), &web.join(sub));
+        }
+    }
+
+    fn web(&self, name: &str) -> PathBuf {
+        self.dir.path().join("web").join(name)
+    }
+
+    fn metadata(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.web("metadata").join(name)).unwrap()
+    }
+
+    /// The whole of what the web server shows, to be shown again later.
+    fn keep(&self, name: &str) {
+        copy(&self.web(""), &self.dir.path().join(name));
+    }
+
+    fn show(&self, name: &str) {
+        for sub in ["metadata", "targets"] {
+            std::fs::remove_dir_all(self.web(sub)).unwrap();
+            copy(&self.dir.path().join(name).join(sub), &self.web(sub));
+        }
+    }
+
+    fn url(&self) -> Url {
+        Url::parse(&format!("http://{}/", self.server.address())).unwrap()
+    }
+
+    fn client(&self) -> Client {
+        Client::open(self.settings()).unwrap()
+    }
+
+    fn settings(&self) -> client::Settings {
+        client::Settings {
+            dir: self.dir.path().join("state"),
+            root: std::fs::read(self.dir.path().join("repo/public/metadata/1.root.json")).unwrap(),
+            urls: vec![self.url()],
+            compatible: "rustiot-x".into(),
+            built: BUILT,
+            http: Http::new(&rustiot_http::Settings::default()).unwrap(),
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), &to).unwrap();
+            // The server knows no ETag, and tells times in whole seconds.
+            static SECONDS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1_600_000_000);
+            let seconds = SECONDS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            std::fs::File::options().write(true).open(&to).unwrap().set_modified(time).unwrap();
+        }
+    }
+}
+
+fn right(now: u64) -> Clock {
+    Clock { now, synchronised: true }
+}
+
+fn versions(checked: &Checked) -> Vec<String> {
+    checked.index.releases.iter().map(|release| release.version.to_string()).collect()
+}
+
+async fn refused(client: &mut Client, clock: Clock) -> Error {
+    client.check(clock).await.expect_err("it must be refused")
+}
+
+#[tokio::test]
+async fn from_init_to_a_plan() {
+    let world = World::simple();
+    world.publish("1.1.0", NOW);
+    world.publish("1.2.0", NOW);
+    let checked = world.client().check(right(NOW)).await.unwrap();
+    assert_eq!(versions(&checked), ["1.2.0", "1.1.0", "1.0.0"]);
+    assert!(checked.changed && checked.doubt.is_none() && checked.unsaved.is_none());
+    let old = checked.index.releases[2].manifest_hash;
+    let facts = Facts {
+        identity: "a".into(),
+        compatible: "rustiot-x".into(),
+        running: Running { version: "1.0.0".parse().ok(), manifest_hash: Some(old), root_hash: None },
+        readable: true,
+        now: checked.now,
+        ..Facts::default()
+    };
+    let plan = plan(&checked.index, &facts).unwrap();
+    assert_eq!(plan.version.to_string(), "1.2.0");
+    assert_eq!(plan.ways.iter().map(|way| way.kind).collect::<Vec<_>>(), [WayKind::Delta, WayKind::Full]);
+    // Every way is really there, with exactly the bytes that were signed.
+    for way in &plan.ways {
+        let client = world.client();
+        let bytes = client.fetch(&way.file, 1 << 20).await.unwrap();
+        assert_eq!((bytes.len() as u64, Digest::of(&bytes)), (way.file.len, way.file.sha256));
+    }
+}
+
+#[tokio::test]
+async fn when_nothing_is_new_one_small_request_tells_so() {
+    let world = World::simple();
+    let mut client = world.client();
+    client.check(right(NOW)).await.unwrap();
+    for restarted in [false, true] {
+        if restarted {
+            client = world.client();
+        }
+        let (requests, bytes) = (world.server.requests(), world.server.bytes());
+        let checked = client.check(right(NOW + 1)).await.unwrap();
+        assert!(!checked.changed);
+        assert_eq!(versions(&checked), ["1.0.0"]);
+        assert_eq!(world.server.requests() - requests, 1);
+        assert_eq!(world.server.bytes() - bytes, 0, "304 has no body");
+    }
+    // A new timestamp alone: the immutable rest comes from the disk; one request finds that there is no newer root.
+    world.refresh(NOW + 60);
+    let requests = world.server.requests();
+    let checked = client.check(right(NOW + 61)).await.unwrap();
+    assert!(checked.traffic.bytes < 2000, "{:?}", checked.traffic);
+    assert_eq!(world.server.requests() - requests, 2);
+}
+
+#[tokio::test]
+async fn a_roll_out_is_paused_and_halted_without_the_offline_keys() {
+    let world = World::simple();
+    world.publish("1.1.0", NOW);
+    let mut client = world.client();
+    client.check(right(NOW)).await.unwrap();
+    for key in ["root-1", "targets-1"] {
+        std::fs::remove_file(world.dir.path().join(format!("repo/keys/{key}.pem"))).unwrap();
+    }
+    let version = "1.1.0".parse().unwrap();
+    world
+        .repo()
+        .change_rollout(
+            "rustiot-x",
+            &version,
+            &|rollout| (rollout.state, rollout.reason) = (State::Halted, "too hot".into()),
+            NOW + 5,
+        )
+        .unwrap();
+    world.upload();
+    let checked = client.check(right(NOW + 6)).await.unwrap();
+    assert!(checked.changed);
+    let facts = Facts {
+        compatible: "rustiot-x".into(),
+        running: Running { version: "1.0.0".parse().ok(), ..Running::default() },
+        now: checked.now,
+        ..Facts::default()
+    };
+    assert!(matches!(plan(&checked.index, &facts), Err(Refusal::Halted { .. })));
+}
+
+#[tokio::test]
+async fn expired_metadata_is_refused_and_refreshed_metadata_is_taken() {
+    let world = World::simple();
+    let mut client = world.client();
+    client.check(right(NOW)).await.unwrap();
+    // The freeze attack: the same answer for ever.
+    client.check(right(NOW + 13 * DAY)).await.unwrap();
+    let error = refused(&mut client, right(NOW + 15 * DAY)).await;
+    assert_eq!((error.kind(), error.is_verification()), ("expired", true));
+    assert!(error.hint().contains("refresh"), "{}", error.hint());
+    world.refresh(NOW + 15 * DAY);
+    client.check(right(NOW + 15 * DAY)).await.unwrap();
+    // A device that has never seen anything refuses it as well.
+    std::fs::remove_dir_all(world.dir.path().join("state")).unwrap();
+    assert_eq!(refused(&mut world.client(), right(NOW + 60 * DAY)).await.kind(), "expired");
+}
+
+#[tokio::test]
+async fn an_old_repository_is_refused() {
+    let world = World::simple();
+    world.keep("old");
+    world.publish("1.1.0", NOW);
+    let mut client = world.client();
+    client.check(right(NOW)).await.unwrap();
+    world.show("old");
+    let error = refused(&mut client, right(NOW)).await;
+    assert!(matches!(error, Error::Rollback { .. }), "{error:?}");
+    // And by a device that was restarted, and by one whose files are damaged, because the ledger stands.
+    assert!(matches!(refused(&mut world.client(), right(NOW)).await, Error::Rollback { .. }));
+    for name in ["timestamp.json", "snapshot.json", "targets.json", "root.json"] {
+        let path = world.dir.path().join("state").join(name);
+        if path.exists() {
+            std::fs::write(path, b"torn").unwrap();
+        }
+    }
+    assert!(matches!(refused(&mut world.client(), right(NOW)).await, Error::Rollback { .. }));
+}
+
+#[tokio::test]
+async fn a_torn_datastore_heals_by_fetching_again() {
+    let world = World::simple();
+    world.publish("1.1.0", NOW);
+    world.client().check(right(NOW)).await.unwrap();
+    let state = world.dir.path().join("state");
+    let files: Vec<PathBuf> = std::fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() > 5, "{files:?}");
+    for file in files {
+        for damage in ["gone", "empty", "flipped"] {
+            match damage {
+                "gone" => std::fs::remove_file(&file).unwrap(),
+                "empty" => std::fs::write(&file, b"").unwrap(),
+                _ => {
+                    let mut bytes = std::fs::read(&file).unwrap();
+                    for byte in bytes.iter_mut().take(200) {
+                        *byte ^= 0x20;
+                    }
+                    std::fs::write(&file, bytes).unwrap();
+                }
+            }
+            let checked = world.client().check(right(NOW)).await;
+            let checked = checked.unwrap_or_else(|error| panic!("{} {damage}: {error:?}", file.display()));
+            assert_eq!(versions(&checked), ["1.1.0", "1.0.0"]);
+            // The damage is mended.
+            world.client().check(right(NOW)).await.unwrap();
+            if !file.exists() {
+                return;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn pieces_of_two_states_are_refused() {
+    let world = World::simple();
+    world.keep("old");
+    let old_targets = std::fs::read_dir(world.web("metadata")).unwrap().flatten();
+    let old_targets: Vec<String> =
+        old_targets.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    world.publish("1.1.0", NOW);
+    // The newest targets metadata is replaced by the older one, both rightly signed.
+    let newest = |suffix: &str| {
+        let names = std::fs::read_dir(world.web("metadata")).unwrap().flatten();
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.ends_with(suffix)).max().unwrap()
+    };
+    for suffix in [".targets.json", ".snapshot.json", ".rollout.json"] {
+        let name = newest(suffix);
+        let older = old_targets.iter().filter(|name| name.ends_with(suffix)).max().unwrap();
+        let good = world.metadata(&name);
+        std::fs::write(world.web("metadata").join(&name), world.metadata(older)).unwrap();
+        let error = refused(&mut world.client(), right(NOW)).await;
+        assert!(matches!(error, Error::Mismatch { .. } | Error::TooLarge { .. }), "{suffix}: {error:?}");
+        std::fs::write(world.web("metadata").join(&name), good).unwrap();
+    }
+    // The same with an index.
+    for entry in std::fs::read_dir(world.web("targets")).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().ends_with("index.json") {
+            let mut bytes = std::fs::read(entry.path()).unwrap();
+            *bytes.last_mut().unwrap() = b' ';
+            std::fs::write(entry.path(), bytes).unwrap();
+        }
+    }
+    assert!(matches!(refused(&mut world.client(), right(NOW)).await, Error::Mismatch { .. }));
+}
+
+#[tokio::test]
+async fn a_wrong_signature_is_refused() {
+    let world = World::simple();
+    let stranger = World::simple();
+    for name in ["timestamp.json", "2.snapshot.json"] {
+        let good = world.metadata(name);
+        std::fs::write(world.web("metadata").join(name), stranger.metadata(name)).unwrap();
+        let error = refused(&mut world.client(), right(NOW)).await;
+        assert!(
+            matches!(error, Error::Signature { .. } | Error::Mismatch { .. } | Error::TooLarge { .. }),
+            "{name}: {error:?}"
+        );
+        std::fs::write(world.web("metadata").join(name), good).unwrap();
+    }
+    // A whole repository of somebody else's.
+    stranger.keep("theirs");
+    world.keep("ours");
+    copy(&stranger.dir.path().join("theirs"), &world.dir.path().join("theirs"));
+    world.show("theirs");
+    assert!(matches!(refused(&mut world.client(), right(NOW)).await, Error::Signature { .. }));
+}
+
+#[tokio::test]
+async fn fewer_signatures_than_the_threshold_are_refused_and_enough_are_taken() {
+    let mut settings = Settings::default();
+    (settings.threshold.root, settings.threshold.targets) = (2, 2);
+    let world = World::new(settings);
+    let mut client = world.client();
+    client.check(right(NOW)).await.unwrap();
+    // One of the two signatures is taken out; snapshot and timestamp are made to fit, as a thief of the online keys could.
+    let repo = world.dir.path().join("repo");
+    let targets = std::fs::read_dir(repo.join("public/metadata")).unwrap().flatten();
+    let targets = targets
+        .map(|entry| entry.path())
+        .filter(|path| path.to_string_lossy().ends_with(".targets.json"))
+        .max()
+        .unwrap();
+    let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&targets).unwrap()).unwrap();
+    value["signatures"].as_array_mut().unwrap().truncate(1);
+    let version = value["signed"]["version"].as_u64().unwrap();
+    std::fs::write(&targets, serde_json::to_vec(&value).unwrap()).unwrap();
+    // The publisher itself would not: with one key away it waits.
+    std::fs::rename(repo.join("keys/targets-2.pem"), world.dir.path().join("away.pem")).unwrap();
+    let done = world.repo().sign(NOW + 1, true);
+    assert!(done.is_err() || done.unwrap().waiting.contains_key("targets"));
+    let value: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(repo.join("work/staged.targets.json")).unwrap()).unwrap();
+    assert_eq!(value["signatures"].as_array().unwrap().len(), 1);
+    assert_eq!(value["signed"]["version"].as_u64().unwrap(), version + 1);
+    // The second signature comes from another machine.
+    let place = rustiot_repository::publish::keys::KeyPlace::File(world.dir.path().join("away.pem"));
+    let done = world.repo().add_signatures(&[place], NOW + 2).unwrap();
+    assert!(
+        done.waiting.is_empty() && done.written.last().is_some_and(|name| name == "timestamp.json"),
+        "{done:?}"
+    );
+    world.upload();
+    client.check(right(NOW + 3)).await.unwrap();
+    // And what a thief would serve:
+    let newest = world.web("metadata").join(format!("{}.targets.json", version + 1));
+    let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&newest).unwrap()).unwrap();
+    value["signatures"].as_array_mut().unwrap().truncate(1);
+    std::fs::write(&newest, serde_json::to_vec(&value).unwrap()).unwrap();
+    std::fs::remove_dir_all(world.dir.path().join("state")).unwrap();
+    assert!(world.client().check(right(NOW + 3)).await.unwrap_err().is_verification());
+}
+
+#[tokio::test]
+async fn every_key_can_be_rotated_and_devices_follow() {
+    let world = World::simple();
+    let mut client = world.client();
+    client.check(right(NOW)).await.unwrap();
+    for (number, role) in rustiot_repository::publish::RoleName::ALL.into_iter().enumerate() {
+        let old = world.repo().settings().keys_of(role).next().unwrap().clone();
+        let new = format!("keys/{}-new.pem", role.as_str());
+        rustiot_repository::publish::keys::generate(&world.dir.path().join("repo").join(&new)).unwrap();
+        let now = NOW + 10 + number as u64;
+        let done = world.repo().rotate(role, &[new], &[old.id.clone()], now).unwrap();
+        assert!(done.waiting.is_empty(), "{role:?}: {done:?}");
+        world.upload();
+        let checked = client.check(right(now)).await.unwrap_or_else(|error| panic!("{role:?}: {error:?}"));
+        assert_eq!(versions(&checked), ["1.0.0"]);
+        // The old key is worth nothing any more.
+        std::fs::remove_file(world.dir.path().join("repo").join(old.key)).unwrap();
+    }
+    assert_eq!(client.check(right(NOW + 20)).await.unwrap().versions.root, 5);
+    // A device with the first root follows the chain.
+    std::fs::remove_dir_all(world.dir.path().join("state")).unwrap();
+    assert_eq!(world.client().check(right(NOW + 20)).await.unwrap().versions.root, 5);
+    world.publish("1.1.0", NOW + 30);
+    assert_eq!(versions(&client.check(right(NOW + 30)).await.unwrap()), ["1.1.0", "1.0.0"]);
+}
+
+#[tokio::test]
+async fn a_root_that_the_old_keys_did_not_sign_is_refused() {
+    let (world, stranger) = (World::simple(), World::simple());
+    let new = "keys/root-new.pem";
+    rustiot_repository::publish::keys::generate(&stranger.dir.path().join("repo").join(new)).unwrap();
+    let old = stranger
+        .repo()
+        .settings()
+        .keys_of(rustiot_repository::publish::RoleName::Root)
+        .next()
+        .unwrap()
+        .id
+        .clone();
+    stranger.repo().rotate(rustiot_repository::publish::RoleName::Root, &[new.into()], &[old], NOW).unwrap();
+    stranger.upload();
+    std::fs::write(world.web("metadata/2.root.json"), stranger.metadata("2.root.json")).unwrap();
+    let error = refused(&mut world.client(), right(NOW)).await;
+    assert!(matches!(&error, Error::Signature { role, .. } if role == "root"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_network_that_fails_at_the_right_moment_does_not_hide_a_new_root() {
+    let world = World::simple();
+    let mut client = world.client();
+    client.check(right(NOW)).await.unwrap();
+    world.refresh(NOW + 1);
+    // `2.root.json` is a directory: the server answers with neither a file nor "not found".
+    std::fs::create_dir(world.web("metadata/2.root.json")).unwrap();
+    std::fs::write(world.web("metadata/2.root.json/index.html"), b"<html>").unwrap();
+    let error = refused(&mut client, right(NOW + 1)).await;
+    assert!(matches!(error, Error::Malformed { .. } | Error::Fetch { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_clock_at_1970_takes_what_is_fresh_and_refuses_what_is_older_than_the_image() {
+    let world = World::simple();
+    let epoch = Clock { now: 3, synchronised: false };
+    let checked = world.client().check(epoch).await.unwrap();
+    assert_eq!(checked.now, BUILT);
+    assert!(matches!(checked.doubt, Some(Doubt::Behind { .. })));
+    // What was accepted raises the floor.
+    let checked = world.client().check(epoch).await.unwrap();
+    assert_eq!(checked.now, NOW);
+    // An image that was built after the metadata expired refuses it without any clock.
+    let mut settings = world.settings();
+    (settings.built, settings.dir) = (NOW + 15 * DAY, world.dir.path().join("later"));
+    assert_eq!(refused(&mut Client::open(settings).unwrap(), epoch).await.kind(), "expired");
+}
+
+#[tokio::test]
+async fn a_clock_far_ahead_does_not_lock_the_device_out() {
+    let world = World::simple();
+    let ahead = Clock { now: NOW + 70 * 365 * DAY, synchronised: false };
+    let mut client = world.client();
+    let checked = client.check(ahead).await.unwrap();
+    assert_eq!((checked.now, checked.doubt), (NOW, Some(Doubt::Ahead)));
+    // Nothing new: it cannot know whether the repository is frozen, and says that its clock is not to be trusted.
+    let error = refused(&mut client, ahead).await;
+    assert!(matches!(&error, Error::Expired { stale, .. } if !stale.certain), "{error:?}");
+    assert!(error.hint().contains("clock"));
+    // Something new is taken, and then the clock is set right.
+    world.publish("1.1.0", NOW + DAY);
+    assert_eq!(versions(&client.check(ahead).await.unwrap()).len(), 2);
+    client.check(right(NOW + DAY)).await.unwrap();
+}
+
+#[tokio::test]
+async fn endless_and_odd_answers_are_refused() {
+    let world = World::simple();
+    let good = world.metadata("timestamp.json");
+    for (bytes, kinds) in [
+        (vec![b' '; 1 << 20], ["unreachable", "oversized"]),
+        (b"<html>Please log in".to_vec(), ["malformed", "malformed"]),
+        (good[..good.len() / 2].to_vec(), ["malformed", "malformed"]),
+        (Vec::new(), ["malformed", "malformed"]),
+    ] {
+        std::fs::write(world.web("metadata/timestamp.json"), bytes).unwrap();
+        let error = refused(&mut world.client(), right(NOW)).await;
+        assert!(kinds.contains(&error.kind()), "{error:?}");
+    }
+    std::fs::remove_file(world.web("metadata/timestamp.json")).unwrap();
+    assert_eq!(refused(&mut world.client(), right(NOW)).await.kind(), "unreachable");
+    world.server.set_faults(Faults { status: Some(503), ..Faults::default() });
+    let error = refused(&mut world.client(), right(NOW)).await;
+    assert_eq!((error.kind(), error.is_verification()), ("unreachable", false));
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_down_or_lies_is_passed_over() {
+    let world = World::simple();
+    world.keep("old");
+    world.publish("1.1.0", NOW);
+    let stale = FileServer::start(&world.dir.path().join("old")).unwrap();
+    let mut settings = world.settings();
+    let stale = Url::parse(&format!("http://{}/", stale.address())).unwrap();
+    settings.urls = vec![Url::parse("http://127.0.0.1:9/").unwrap(), world.url(), stale];
+    let mut client = Client::open(settings).unwrap();
+    assert_eq!(client.check(right(NOW)).await.unwrap().url, world.url());
+    let file = &client.last().await.unwrap().releases[0].ways[0].file;
+    assert_eq!(client.urls(file).len(), 3);
+}
+
+#[tokio::test]
+async fn the_same_files_on_a_stick_are_the_same_repository() {
+    let world = World::simple();
+    let mut settings = world.settings();
+    settings.urls = vec![Url::from_directory_path(world.web("")).unwrap()];
+    let mut client = Client::open(settings).unwrap();
+    assert_eq!(versions(&client.check(right(NOW)).await.unwrap()), ["1.0.0"]);
+    assert!(!client.check(right(NOW)).await.unwrap().changed);
+}
+
+#[tokio::test]
+async fn a_board_that_the_repository_does_not_know_is_told_so() {
+    let world = World::simple();
+    let mut settings = world.settings();
+    settings.compatible = "rustiot-y".into();
+    let error = refused(&mut Client::open(settings).unwrap(), right(NOW)).await;
+    assert_eq!(error.kind(), "no-index");
+}
+
+#[test]
+fn publishing_twice_changes_nothing_and_a_cut_run_is_finished_by_the_next() {
+    let world = World::simple();
+    let list = || {
+        let mut all: Vec<(String, Vec<u8>)> = ["metadata", "targets"]
+            .iter()
+            .flat_map(|sub| {
+                std::fs::read_dir(world.dir.path().join("repo/public").join(sub)).unwrap().flatten()
+            })
+            .map(|entry| {
+                (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).unwrap())
+            })
+            .collect();
+        all.sort();
+        all
+    };
+    world.publish("1.1.0", NOW);
+    let before = list();
+    world.publish("1.1.0", NOW + 60);
+    assert_eq!(list(), before);
+
+    /// Gives up at its n-th file.
+    struct Cut(std::cell::Cell<u32>);
+    impl Encoder for Cut {
+        fn encode(
+            &self,
+            target: &[u8],
+            sources: &[(&str, &[u8])],
+            out: &mut dyn Write,
+            progress: &dyn Fn(f32),
+        ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+            let left = self.0.get();
+            self.0.set(left.saturating_sub(1));
+            if left == 0 { Err("cut".into()) } else { Difference.encode(target, sources, out, progress) }
+        }
+    }
+    let path = bundle(world.dir.path(), "1.2.0");
+    for cut in 0..3 {
+        let encoder = Cut(std::cell::Cell::new(cut.min(1)));
+        let result = world.repo().publish(&[path.clone()], None, &Plain, &encoder, NOW + 90, &|_, _| {});
+        assert_eq!(result.is_err(), true, "cut {cut}");
+        // What is published is still the old state.
+        let after: Vec<_> = list().into_iter().filter(|(name, _)| name.ends_with("timestamp.json")).collect();
+        assert!(before.contains(&after[0]));
+        if cut == 2 {
+            break;
+        }
+    }
+    world.publish("1.2.0", NOW + 100);
+    let index = world.repo().index("rustiot-x").unwrap();
+    assert_eq!(index.releases[0].ways.len(), 3, "full, from 1.1.0, from 1.0.0");
+}
+
+#[test]
+fn a_bundle_that_is_none_is_refused_before_anything_is_written() {
+    let world = World::simple();
+    let path = world.dir.path().join("x.raucb");
+    for (bytes, words) in [
+        (b"PK\x03\x04 and so on, longer than eight bytes".to_vec(), "squashfs"),
+        ([b"hsqs".to_vec(), vec![0; 100]].concat(), "signature"),
+        ([b"hsqs".to_vec(), vec![0xff; 100]].concat(), "signature"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let error =
+            world.repo().publish(&[path.clone()], None, &Plain, &Difference, NOW, &|_, _| {}).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // The same version with other contents.
+    let other = bundle(world.dir.path(), "1.0.0");
+    let mut bytes = std::fs::read(&other).unwrap();
+    let at = bytes.windows(9).position(|w| w == b"root-hash").unwrap();
+    bytes[at + 10] = if bytes[at + 10] == b'0' { b'1' } else { b'0' };
+    std::fs::write(&other, bytes).unwrap();
+    let error = world.repo().publish(&[other], None, &Plain, &Difference, NOW, &|_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("version is given once"), "{error}");
+    // A forged one.
+    let forged = bundle(world.dir.path(), "2.0.0");
+    let mut bytes = std::fs::read(&forged).unwrap();
+    bytes[10..16].copy_from_slice(b"forged");
+    std::fs::write(&forged, bytes).unwrap();
+    let error = world.repo().publish(&[forged], None, &Plain, &Difference, NOW, &|_, _| {}).unwrap_err();
+    assert!(error.to_string().contains("signature is refused"), "{error}");
+}
