@@ -1,6 +1,14 @@
 //! The client against a real web server: every attack that TUF is for, clocks that are wrong, disks that forget, and the
 //! whole way from `init` to a plan.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "tests, and files of tests"
+)]
+
 use rustiot_http::{Http, Url};
 use rustiot_repository::client::{self, Checked, Client, Error};
 use rustiot_repository::publish::{Encoder, Repository, Settings, Tool};
@@ -41,7 +49,7 @@ impl Encoder for Difference {
         target: &[u8],
         sources: &[(&str, &[u8])],
         out: &mut dyn Write,
-        _: &dyn Fn(f32),
+        _: &(dyn Fn(f32) + Sync),
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let old: Vec<u8> = sources.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
         let changed: Vec<u8> = target
@@ -460,7 +468,7 @@ async fn every_key_can_be_rotated_and_devices_follow() {
         let new = format!("keys/{}-new.pem", role.as_str());
         rustiot_repository::publish::keys::generate(&world.dir.path().join("repo").join(&new)).unwrap();
         let now = NOW + 10 + number as u64;
-        let done = world.repo().rotate(role, &[new], &[old.id.clone()], now).unwrap();
+        let done = world.repo().rotate(role, &[new], std::slice::from_ref(&old.id), now).unwrap();
         assert!(done.waiting.is_empty(), "{role:?}: {done:?}");
         world.upload();
         let checked = client.check(right(now)).await.unwrap_or_else(|error| panic!("{role:?}: {error:?}"));
@@ -626,7 +634,7 @@ fn publishing_twice_changes_nothing_and_a_cut_run_is_finished_by_the_next() {
             target: &[u8],
             sources: &[(&str, &[u8])],
             out: &mut dyn Write,
-            progress: &dyn Fn(f32),
+            progress: &(dyn Fn(f32) + Sync),
         ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
             let left = self.0.get();
             self.0.set(left.saturating_sub(1));
@@ -636,8 +644,9 @@ fn publishing_twice_changes_nothing_and_a_cut_run_is_finished_by_the_next() {
     let path = bundle(world.dir.path(), "1.2.0");
     for cut in 0..3 {
         let encoder = Cut(std::cell::Cell::new(cut.min(1)));
-        let result = world.repo().publish(&[path.clone()], None, &Plain, &encoder, NOW + 90, &|_, _| {});
-        assert_eq!(result.is_err(), true, "cut {cut}");
+        let result =
+            world.repo().publish(std::slice::from_ref(&path), None, &Plain, &encoder, NOW + 90, &|_, _| {});
+        assert!(result.is_err(), "cut {cut}");
         // What is published is still the old state.
         let after: Vec<_> = list().into_iter().filter(|(name, _)| name.ends_with("timestamp.json")).collect();
         assert!(before.contains(&after[0]));
@@ -660,8 +669,10 @@ fn a_bundle_that_is_none_is_refused_before_anything_is_written() {
         ([b"hsqs".to_vec(), vec![0xff; 100]].concat(), "signature"),
     ] {
         std::fs::write(&path, bytes).unwrap();
-        let error =
-            world.repo().publish(&[path.clone()], None, &Plain, &Difference, NOW, &|_, _| {}).unwrap_err();
+        let error = world
+            .repo()
+            .publish(std::slice::from_ref(&path), None, &Plain, &Difference, NOW, &|_, _| {})
+            .unwrap_err();
         assert!(error.to_string().contains(words), "{error}");
     }
     // The same version with other contents.

@@ -25,6 +25,9 @@ use tough::sign::Sign;
 
 const SPEC: &str = "1.0.0";
 
+/// Ids in the order of `repo.toml`, and the keys by id.
+type NamedKeys = (Vec<Decoded<Hex>>, HashMap<Decoded<Hex>, Key>);
+
 /// A repository in a directory. Only one at a time: it holds a lock.
 #[derive(Debug)]
 pub struct Repository {
@@ -686,11 +689,7 @@ impl Repository {
         Ok(root)
     }
 
-    fn named_keys(
-        &self,
-        role: RoleName,
-        known: &HashMap<Decoded<Hex>, Key>,
-    ) -> Result<(Vec<Decoded<Hex>>, HashMap<Decoded<Hex>, Key>), Error> {
+    fn named_keys(&self, role: RoleName, known: &HashMap<Decoded<Hex>, Key>) -> Result<NamedKeys, Error> {
         let (mut ids, mut keys) = (Vec::new(), HashMap::new());
         for entry in self.settings.keys_of(role) {
             let found = known.iter().find(|(id, _)| keys::hex(id) == entry.id);

@@ -38,7 +38,7 @@ pub trait Encoder {
         target: &[u8],
         sources: &[(&str, &[u8])],
         out: &mut dyn Write,
-        progress: &dyn Fn(f32),
+        progress: &(dyn Fn(f32) + Sync),
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 }
 
@@ -52,7 +52,7 @@ impl Encoder for Rdelta {
         target: &[u8],
         sources: &[(&str, &[u8])],
         out: &mut dyn Write,
-        progress: &dyn Fn(f32),
+        progress: &(dyn Fn(f32) + Sync),
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let sources: Vec<_> =
             sources.iter().map(|(name, bytes)| rustiot_delta::Source { name, bytes }).collect();
@@ -100,7 +100,7 @@ impl Repository {
         tool: &dyn Tool,
         encoder: &dyn Encoder,
         now: u64,
-        progress: &dyn Fn(&str, f32),
+        progress: &(dyn Fn(&str, f32) + Sync),
     ) -> Result<(Vec<Published>, Signing), Error> {
         let mut manifests = Vec::new();
         for path in bundles {
@@ -123,7 +123,7 @@ impl Repository {
         tool: &dyn Tool,
         encoder: &dyn Encoder,
         now: u64,
-        progress: &dyn Fn(&str, f32),
+        progress: &(dyn Fn(&str, f32) + Sync),
     ) -> Result<Published, Error> {
         let refused = |why: String| Error::Bundle { path: path.to_owned(), why };
         let mut index = self.index(&manifest.compatible)?;
@@ -301,7 +301,7 @@ impl Repository {
         target: &[u8],
         sources: &[(&str, &[u8])],
         encoder: &dyn Encoder,
-        progress: &dyn Fn(&str, f32),
+        progress: &(dyn Fn(&str, f32) + Sync),
     ) -> Result<File, Error> {
         let temporary = self.dir().join("work/.delta.tmp");
         let out = std::fs::File::create(&temporary).at("create", &temporary)?;
