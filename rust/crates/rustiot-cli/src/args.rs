@@ -87,6 +87,19 @@ pub enum Command {
     /// Longer experiments on machines in QEMU
     #[command(subcommand)]
     Lab(Lab),
+    /// Keep a repository of updates: keys, signatures, rotation
+    #[command(subcommand)]
+    Repo(crate::repo::Repo),
+    /// Turn signed bundles into files for any web server
+    #[command(after_help = "Examples:\n  rustiot publish build/*.raucb --repo repo\n  \
+        rustiot publish release.raucb --repo repo --notes NEWS --keyring ca.pem\n\n\
+        A second run changes nothing, a run that was cut short is finished by the next.")]
+    Publish(crate::repo::Publish),
+    /// Show who gets a release when; set waves, pause, halt, resume
+    #[command(after_help = "Examples:\n  rustiot rollout --repo repo\n  \
+        rustiot rollout set 1.2.0 canary:100%,5%+1d,50%+2d,100%+3d --repo repo\n  \
+        rustiot rollout halt 1.2.0 --reason 'eats batteries' --repo repo")]
+    Rollout(crate::repo::RolloutArgs),
     /// See the story: update, bad update, power cut, hang
     Demo(BoardArg),
 }

@@ -13,6 +13,7 @@ mod fail;
 mod flash;
 mod machines;
 mod power_cut;
+mod repo;
 mod run;
 mod serve;
 mod test;
@@ -52,6 +53,9 @@ fn dispatch(command: Command) -> Done {
         Command::Lab(Lab::PowerCut { board, runs, seed, json }) => {
             power_cut::run(&context()?, &board.board, runs, seed, json.json)
         }
+        Command::Repo(command) => repo::repo(command),
+        Command::Publish(args) => repo::publish(&context()?, &args),
+        Command::Rollout(args) => repo::rollout(&args),
         Command::Demo(board) => demo::run(&context()?, &board.board),
     }
 }

@@ -93,7 +93,12 @@ impl Repository {
         std::fs::set_permissions(dir.join("keys"), private).at("set the mode of", dir.join("keys"))?;
         if settings.keys.is_empty() {
             for role in RoleName::ALL {
-                for number in 1..=settings.threshold(role) {
+                let spare = match role {
+                    RoleName::Root => settings.spare[0],
+                    RoleName::Targets => settings.spare[1],
+                    _ => 0,
+                };
+                for number in 1..=settings.threshold(role).saturating_add(spare) {
                     let key = format!("keys/{}-{number}.pem", role.as_str());
                     // Left by a run that was cut short.
                     if !dir.join(&key).exists() {

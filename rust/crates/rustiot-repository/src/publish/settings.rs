@@ -119,6 +119,9 @@ pub struct Settings {
     pub days: Days,
     /// Signatures that are needed.
     pub threshold: Thresholds,
+    /// Root and targets keys that `init` makes beyond the signatures that are needed.
+    #[serde(skip)]
+    pub spare: [u32; 2],
     /// Keys.
     #[serde(rename = "key")]
     pub keys: Vec<KeyEntry>,
@@ -136,6 +139,7 @@ impl Default for Settings {
             bundle_way: false,
             days: Days::default(),
             threshold: Thresholds::default(),
+            spare: [0, 0],
             keys: Vec::new(),
             waves: Vec::new(),
         }

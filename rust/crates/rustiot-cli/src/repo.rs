@@ -1,0 +1,497 @@
+//! `repo`, `publish`, `rollout`: thin over the publisher of `rustiot-repository`.
+
+use crate::fail::{Done, Fail, Why};
+use anyhow::anyhow;
+use clap::{Args, Subcommand};
+use rustiot_image::{Context, Plain, Toolbox};
+use rustiot_repository::publish::keys::KeyPlace;
+use rustiot_repository::publish::{
+    self, Error, Rdelta, Repository, RoleName, Settings, Signing, Tool, parse_waves,
+};
+use rustiot_repository::{Rollout, State};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Where the repository is.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// The repository's directory
+    #[arg(long, value_name = "DIR", default_value = "repo", global = true)]
+    repo: PathBuf,
+    /// For scripts: one JSON document on standard output
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+/// `rustiot repo …`
+#[derive(Debug, Subcommand)]
+pub enum Repo {
+    /// Make a repository with new keys
+    #[command(after_help = "Examples:\n  rustiot repo init --repo repo\n  \
+        rustiot repo init --repo repo --root-keys 3 --root-threshold 2 --targets-keys 2 --targets-threshold 2\n\n\
+        Then build images that trust it: repo/public/metadata/1.root.json")]
+    Init {
+        #[command(flatten)]
+        place: Place,
+        /// Root keys that are made
+        #[arg(long, default_value_t = 1)]
+        root_keys: u32,
+        /// Signatures that a root needs
+        #[arg(long, default_value_t = 1)]
+        root_threshold: u32,
+        /// Targets keys that are made
+        #[arg(long, default_value_t = 1)]
+        targets_keys: u32,
+        /// Signatures that an index needs
+        #[arg(long, default_value_t = 1)]
+        targets_threshold: u32,
+    },
+    /// Make one more key
+    #[command(after_help = "Example:\n  rustiot repo keys --out keys/root-4.pem")]
+    Keys {
+        /// Its file; what is there is never overwritten
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Sign what waits for signatures, and publish what is complete
+    #[command(after_help = "Examples:\n  rustiot repo sign --repo repo --key /media/stick/targets-2.pem\n  \
+        rustiot repo sign --repo repo --key 'pkcs11:token=release;object=targets'")]
+    Sign {
+        #[command(flatten)]
+        place: Place,
+        /// A key that repo.toml does not reach: a file or a PKCS#11 URI; may be repeated
+        #[arg(long)]
+        key: Vec<String>,
+    },
+    /// Replace keys of a role, or renew the root's expiry
+    #[command(
+        after_help = "Examples:\n  rustiot repo rotate timestamp --add keys/timestamp-2.pem --remove 3fa1\n  \
+        rustiot repo rotate root          renews its expiry\n\nThe ids of keys: rustiot repo status"
+    )]
+    Rotate {
+        /// root, targets, rollout, snapshot or timestamp
+        role: String,
+        /// A new key: a file (relative to the repository) or a PKCS#11 URI; may be repeated
+        #[arg(long)]
+        add: Vec<String>,
+        /// The beginning of the id of a key that is trusted no more; may be repeated
+        #[arg(long, value_name = "ID")]
+        remove: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Say once more that all is fresh: run it daily
+    #[command(after_help = "Example, from a timer:\n  rustiot repo refresh --repo repo && \
+        rsync -a repo/public/ web:/srv/updates/")]
+    Refresh {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Show roles, keys, expiries and releases
+    #[command(after_help = "Example:\n  rustiot repo status --repo repo --json")]
+    Status {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// `rustiot publish`
+#[derive(Debug, Args)]
+pub struct Publish {
+    /// Signed bundles, in any order
+    #[arg(required = true)]
+    bundles: Vec<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+    /// What is new: a text file
+    #[arg(long, value_name = "FILE")]
+    notes: Option<PathBuf>,
+    /// What the bundles' signatures are checked against [default: the development CA]
+    #[arg(long, value_name = "FILE")]
+    keyring: Option<PathBuf>,
+}
+
+/// `rustiot rollout`
+#[derive(Debug, Args)]
+pub struct RolloutArgs {
+    /// What to change; nothing shows what is
+    #[command(subcommand)]
+    change: Option<Change>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// A change of a roll-out.
+#[derive(Debug, Subcommand)]
+enum Change {
+    /// Set the waves
+    Set {
+        /// The release
+        version: String,
+        /// Such as `canary:100%,5%+1d,50%+2d,100%+3d`: [label:]share[+delay from now]
+        waves: String,
+        /// The board, if there are several
+        #[arg(long)]
+        board: Option<String>,
+    },
+    /// Let nobody start for now
+    Pause {
+        /// The release
+        version: String,
+        /// Why, for people
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// The board, if there are several
+        #[arg(long)]
+        board: Option<String>,
+    },
+    /// Withdraw the release
+    Halt {
+        /// The release
+        version: String,
+        /// Why, for people
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// The board, if there are several
+        #[arg(long)]
+        board: Option<String>,
+    },
+    /// Go on by the waves
+    Resume {
+        /// The release
+        version: String,
+        /// The board, if there are several
+        #[arg(long)]
+        board: Option<String>,
+    },
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+fn fail(error: Error) -> Fail {
+    let why = match &error {
+        Error::Refused { problem, .. } if problem.starts_with("somebody else") => Why::Busy,
+        Error::Refused { .. } => Why::Refused,
+        Error::Settings { .. } => Why::Usage,
+        Error::Bundle { .. } | Error::Metadata { .. } | Error::Index { .. } => Why::Verification,
+        _ => Why::Failed,
+    };
+    Fail::new(why, error)
+}
+
+/// `rustiot repo`.
+pub fn repo(command: Repo) -> Done {
+    match command {
+        Repo::Init { place, root_keys, root_threshold, targets_keys, targets_threshold } => {
+            let mut settings = Settings::default();
+            (settings.threshold.root, settings.threshold.targets) = (root_threshold, targets_threshold);
+            for (name, keys, threshold) in
+                [("root", root_keys, root_threshold), ("targets", targets_keys, targets_threshold)]
+            {
+                if threshold == 0 || threshold > keys {
+                    return Err(Fail::usage(format!(
+                        "{threshold} of {keys} {name} keys cannot be asked for"
+                    )));
+                }
+            }
+            settings.spare = [root_keys - root_threshold, targets_keys - targets_threshold];
+            let repository = Repository::init(&place.repo, settings, now()).map_err(fail)?;
+            if place.json {
+                let status = repository.status().map_err(fail)?;
+                println!("{}", json!({"repo": place.repo, "status": status}));
+            } else {
+                let dir = place.repo.display();
+                println!("{dir}/public/metadata/1.root.json   put it into the image: devices trust it");
+                println!("{dir}/keys/root-*.pem, targets-*.pem   take them off this machine (docs/keys.md)");
+                println!("{dir}/public/   copy it to any web server; timestamp.json last");
+                println!("Next: rustiot publish BUNDLE --repo {dir}");
+            }
+            Ok(())
+        }
+        Repo::Keys { out } => {
+            publish::keys::generate(&out).map_err(fail)?;
+            println!("{}", out.display());
+            Ok(())
+        }
+        Repo::Sign { place, key } => {
+            let repository = Repository::open(&place.repo).map_err(fail)?;
+            let here = std::env::current_dir()?;
+            let places: Vec<KeyPlace> = key.iter().map(|key| KeyPlace::parse(key, &here)).collect();
+            if let Some(KeyPlace::File(missing)) =
+                places.iter().find(|place| matches!(place, KeyPlace::File(path) if !path.is_file()))
+            {
+                return Err(Fail::usage(format!("there is no key {}", missing.display())));
+            }
+            told(&repository.add_signatures(&places, now()).map_err(fail)?, place.json)
+        }
+        Repo::Rotate { role, add, remove, place } => {
+            let role = RoleName::ALL.into_iter().find(|name| name.as_str() == role).ok_or_else(|| {
+                Fail::usage(format!("{role:?} is no role: root, targets, rollout, snapshot or timestamp"))
+            })?;
+            let mut repository = Repository::open(&place.repo).map_err(fail)?;
+            told(&repository.rotate(role, &add, &remove, now()).map_err(fail)?, place.json)
+        }
+        Repo::Refresh { place } => {
+            let repository = Repository::open(&place.repo).map_err(fail)?;
+            told(&repository.sign(now(), true).map_err(fail)?, place.json)
+        }
+        Repo::Status { place } => {
+            let status = Repository::open(&place.repo).and_then(|repo| repo.status()).map_err(fail)?;
+            if place.json {
+                println!("{}", serde_json::to_string(&status)?);
+                return Ok(());
+            }
+            for role in &status.roles {
+                let days = role.expires.saturating_sub(now()) / (24 * 3600);
+                let keys: Vec<&str> = role.keys.iter().map(|id| id.get(..8).unwrap_or(id)).collect();
+                println!(
+                    "{:10} version {:<4} {days:4} days left   {} of {} keys sign ({}); at hand {}",
+                    role.role,
+                    role.version,
+                    role.threshold,
+                    role.keys.len(),
+                    keys.join(" "),
+                    role.at_hand
+                );
+            }
+            for (board, releases) in &status.boards {
+                println!("{board}: {}", releases.join(", "));
+            }
+            if !status.signed {
+                println!("Not all of it is signed: rustiot repo sign");
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What a signing run did.
+fn told(done: &Signing, json: bool) -> Done {
+    if json {
+        println!("{}", serde_json::to_string(done)?);
+        return Ok(());
+    }
+    for name in &done.written {
+        println!("wrote {name}");
+    }
+    if done.written.is_empty() && done.waiting.is_empty() {
+        println!("nothing to do");
+    }
+    for (role, (have, need)) in &done.waiting {
+        println!("{role} has {have} of {need} signatures: rustiot repo sign --key FILE with the other keys");
+    }
+    Ok(())
+}
+
+/// RAUC and squashfs-tools out of the toolbox.
+struct Rauc {
+    toolbox: Toolbox,
+    keyring: PathBuf,
+}
+
+impl Rauc {
+    fn run(&self, paths: [&Path; 2], program: &str, args: &[&std::ffi::OsStr]) -> Result<(), String> {
+        let mut toolbox = self.toolbox.clone();
+        for path in paths {
+            if let Some(dir) = path.parent() {
+                toolbox = toolbox.with_path(dir);
+            }
+        }
+        let mut command: Command = toolbox.command(program);
+        let out = command.args(args).output().map_err(|error| format!("cannot run {program}: {error}"))?;
+        if out.status.success() {
+            return Ok(());
+        }
+        let words = String::from_utf8_lossy(&out.stderr).into_owned();
+        Err(words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned())
+    }
+}
+
+impl Tool for Rauc {
+    fn verify(&self, bundle: &Path) -> Result<(), String> {
+        let bundle = bundle.canonicalize().map_err(|error| error.to_string())?;
+        let keyring = format!("--keyring={}", self.keyring.display());
+        self.run([&bundle, &self.keyring], "rauc", &[keyring.as_ref(), "info".as_ref(), bundle.as_os_str()])
+    }
+
+    fn unpack(&self, bundle: &Path, to: &Path) -> Result<(), String> {
+        let bundle = bundle.canonicalize().map_err(|error| error.to_string())?;
+        let to = to.canonicalize().map_err(|error| error.to_string())?;
+        let args =
+            ["-no-progress".as_ref(), "-f".as_ref(), "-d".as_ref(), to.as_os_str(), bundle.as_os_str()];
+        self.run([&bundle, &to], "unsquashfs", &args)
+    }
+}
+
+/// `rustiot publish`.
+pub fn publish(context: &Context, args: &Publish) -> Done {
+    if let Some(missing) = args.bundles.iter().find(|path| !path.is_file()) {
+        return Err(Fail::usage(format!("there is no bundle {}", missing.display())));
+    }
+    let notes = args.notes.as_ref().map(std::fs::read_to_string).transpose()?;
+    let repository = Repository::open(&args.place.repo).map_err(fail)?;
+    let toolbox = Toolbox::ensure(context, &Plain)?;
+    let keyring = match &args.keyring {
+        Some(keyring) => keyring.clone(),
+        None => rustiot_image::keys::development(&toolbox, &context.repo().join("keys"))?.keyring,
+    };
+    let keyring = keyring.canonicalize().map_err(|error| {
+        Fail::new(
+            Why::Usage,
+            anyhow!(error).context(format!("cannot find the keyring {}", keyring.display())),
+        )
+    })?;
+    let tool = Rauc { toolbox, keyring };
+    let last = std::sync::Mutex::new(String::new());
+    let progress = |what: &str, share: f32| {
+        let line = format!("  … {what}: {:.0} %", (share * 10.0).floor() * 10.0);
+        if let Ok(mut last) = last.lock()
+            && *last != line
+        {
+            eprintln!("{line}");
+            *last = line;
+        }
+    };
+    let (published, signing) = repository
+        .publish(&args.bundles, notes.as_deref(), &tool, &Rdelta, now(), &progress)
+        .map_err(fail)?;
+    if args.place.json {
+        println!("{}", json!({"releases": published, "signing": signing}));
+        return Ok(());
+    }
+    for release in &published {
+        let known = if release.known { " (was there already)" } else { "" };
+        println!("{} {} for {}{known}", release.version, release.manifest_hash, release.compatible);
+        for way in &release.ways {
+            let from = way.from.as_ref().map(|from| format!(" from {from}")).unwrap_or_default();
+            println!("  {:>12} bytes  {}{from}", way.bytes, way.kind);
+        }
+    }
+    told(&signing, false)
+}
+
+/// `rustiot rollout`.
+pub fn rollout(args: &RolloutArgs) -> Done {
+    let repository = Repository::open(&args.place.repo).map_err(fail)?;
+    let now = now();
+    let Some(change) = &args.change else { return show(&repository, args.place.json) };
+    let (version, board) = match change {
+        Change::Set { version, board, .. }
+        | Change::Pause { version, board, .. }
+        | Change::Halt { version, board, .. }
+        | Change::Resume { version, board } => (version, board),
+    };
+    let version =
+        version.parse().map_err(|error| Fail::usage(format!("{version:?} is no version: {error}")))?;
+    let boards = repository.boards().map_err(fail)?;
+    let board = match (board, boards.as_slice()) {
+        (Some(board), _) => board.clone(),
+        (None, [board]) => board.clone(),
+        (None, []) => return Err(Fail::refused("nothing is published yet: rustiot publish BUNDLE")),
+        (None, _) => return Err(Fail::usage(format!("say which --board: {}", boards.join(", ")))),
+    };
+    let waves = match change {
+        Change::Set { waves, .. } => parse_waves(waves, now).map_err(Fail::usage)?,
+        _ => Vec::new(),
+    };
+    let apply = |rollout: &mut Rollout| match change {
+        Change::Set { .. } => rollout.waves = waves.clone(),
+        Change::Pause { reason, .. } => (rollout.state, rollout.reason) = (State::Paused, reason.clone()),
+        Change::Halt { reason, .. } => (rollout.state, rollout.reason) = (State::Halted, reason.clone()),
+        Change::Resume { .. } => (rollout.state, rollout.reason) = (State::Running, String::new()),
+    };
+    let (rollout, signing) = repository.change_rollout(&board, &version, &apply, now).map_err(fail)?;
+    if args.place.json {
+        println!(
+            "{}",
+            json!({"compatible": board, "version": version, "rollout": rollout, "signing": signing})
+        );
+        return Ok(());
+    }
+    line(&version.to_string(), &rollout);
+    told(&signing, false)
+}
+
+fn show(repository: &Repository, json: bool) -> Done {
+    let mut all = Vec::new();
+    for board in repository.boards().map_err(fail)? {
+        let rollouts = repository.rollouts(&board).map_err(fail)?;
+        let index = repository.index(&board).map_err(fail)?.with(&rollouts);
+        if !json {
+            println!("{board}");
+        }
+        for release in index.releases {
+            if json {
+                let (version, rollout) = (&release.version, &release.rollout);
+                all.push(json!({"compatible": board, "version": version, "rollout": rollout}));
+            } else {
+                line(&release.version.to_string(), &release.rollout);
+            }
+        }
+    }
+    if json {
+        println!("{}", serde_json::Value::from(all));
+    }
+    Ok(())
+}
+
+fn line(version: &str, rollout: &Rollout) {
+    let state = match rollout.state {
+        State::Running => "running",
+        State::Paused | State::Unknown => "paused",
+        State::Halted => "halted",
+    };
+    let reason = if rollout.reason.is_empty() { String::new() } else { format!(" ({})", rollout.reason) };
+    println!("  {version:12} {state}{reason}");
+    let now = now();
+    for wave in &rollout.waves {
+        let when = match wave.not_before.checked_sub(now) {
+            None | Some(0) => "open".to_owned(),
+            Some(left) if left < 3600 => format!("opens in {} min", left.div_ceil(60)),
+            Some(left) => format!("opens in {} h", left.div_ceil(3600)),
+        };
+        let labels =
+            if wave.labels.is_empty() { String::new() } else { format!(" of {}", wave.labels.join(", ")) };
+        let share = format!("{}.{}", wave.permille / 10, wave.permille % 10);
+        println!("    {share:>5} %{labels}: {when}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_is_made_shown_refreshed_and_never_made_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = || Place { repo: dir.path().join("repo"), json: true };
+        let init = || Repo::Init {
+            place: place(),
+            root_keys: 3,
+            root_threshold: 2,
+            targets_keys: 1,
+            targets_threshold: 1,
+        };
+        repo(init()).unwrap();
+        assert!(dir.path().join("repo/keys/root-3.pem").is_file());
+        assert_eq!(repo(init()).unwrap_err().why(), Why::Refused);
+        repo(Repo::Status { place: place() }).unwrap();
+        repo(Repo::Refresh { place: place() }).unwrap();
+        let none = RolloutArgs { change: None, place: place() };
+        rollout(&none).unwrap();
+        let role = Repo::Rotate { role: "king".into(), add: vec![], remove: vec![], place: place() };
+        assert_eq!(repo(role).unwrap_err().why(), Why::Usage);
+    }
+
+    #[test]
+    fn more_signatures_than_keys_are_a_wrong_request() {
+        let place = Place { repo: "nowhere".into(), json: false };
+        let init =
+            Repo::Init { place, root_keys: 1, root_threshold: 2, targets_keys: 1, targets_threshold: 1 };
+        assert_eq!(repo(init).unwrap_err().why(), Why::Usage);
+    }
+}
