@@ -18,8 +18,8 @@ pub use message::{Message, Place, Severity};
 pub use resolve::{Good, LastGood, Origin, Outcome, fuzz, resolve};
 pub use settings::{
     EFFECTIVE, HealthSettings, Ipv6, LoadError, LogSettings, NetworkCheck, NetworkKind, NetworkSettings,
-    ProxySettings, Settings, SshSettings, TimeSettings, UpdatePolicy, UpdateReboot, UpdateSettings,
-    WatchdogSettings,
+    ProxySettings, Settings, SshSettings, TimeSettings, UpdateDownload, UpdatePolicy, UpdateReboot,
+    UpdateSettings, WatchdogSettings,
 };
 
 /// The largest configuration file that is read, in bytes.

@@ -378,11 +378,6 @@ fn flatten_networks(table: BTreeMap<String, (Place, Node)>, found: &mut Found) {
 
 /// One setting. In a list each element stands for itself: a bad one is left out, the others are used.
 fn leaf(key: String, place: Place, value: NodeValue, shape: &Value, found: &mut Found) {
-    if key == "update.windows" {
-        let what = "reserved: install windows are not in this release".into();
-        found.tell(Severity::Warning, key, &place, what, "it is ignored".into());
-        return;
-    }
     let items = match (value, shape) {
         (NodeValue::List(items), Value::Array(_)) => items,
         // A list of one is often written without brackets, and there is only one thing that it can mean.
@@ -511,6 +506,19 @@ fn range(key: &str, settings: &Settings) -> Result<(), String> {
             Err("expected a percentage from 0 to 100".into())
         }
         "update.check_every" => secs(settings.update.check_every, 60, 30 * 86_400),
+        "update.max_deferral" => secs(settings.update.max_deferral, 0, 30 * 86_400),
+        "update.rate_limit" if settings.update.rate_limit.is_some_and(|rate| rate.bytes() < 1 << 10) => {
+            Err("expected a size of at least 1K (bytes a second)".into())
+        }
+        "update.report_url"
+            if settings
+                .update
+                .report_url
+                .as_ref()
+                .is_some_and(|url| !url.as_str().starts_with("https://")) =>
+        {
+            Err("expected an https:// address".into())
+        }
         "log.rate" if !(10..=1_000_000).contains(&settings.log.rate) => {
             Err("expected a number from 10 to 1000000".into())
         }
@@ -572,6 +580,12 @@ fn violations(settings: &Settings) -> Vec<Violation> {
         health.settle.get() >= health.deadline.get(),
         Scope::Keys(&["health.settle", "health.deadline"]),
         "expected health.settle to be shorter than health.deadline",
+    );
+    let update = &settings.update;
+    rule(
+        !update.mirrors.is_empty() && update.source.is_none(),
+        Scope::Keys(&["update.mirrors", "update.source"]),
+        "expected update.source, as there are mirrors of it",
     );
     for (name, network) in &settings.network {
         let section = || Scope::Section(format!("network.{name}."));

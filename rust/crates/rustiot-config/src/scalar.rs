@@ -217,6 +217,126 @@ impl FromStr for Size {
 }
 string_value!(Size, "64M", "^[0-9]+[KMG]?$");
 
+/// Days of the week and a time of day during which something may happen, as "mon-fri 22:00-04:00", "sat,sun
+/// 00:00-24:00 Europe/Berlin" or, for every day, "02:00-05:00". A window over midnight belongs to the day on which
+/// it opens. Without a time zone that of `time.timezone` counts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Window {
+    /// The days on which it opens, Monday first.
+    days: [bool; 7],
+    /// Minutes after midnight at which it opens, 0 to 1439.
+    from: u16,
+    /// Minutes after midnight at which it closes, 1 to 1440; not after `from`: on the next day.
+    to: u16,
+    zone: Option<Timezone>,
+}
+
+impl Window {
+    /// What a valid text looks like; completes "expected …".
+    pub const EXPECTED: &'static str =
+        r#"a window such as "02:00-05:00", "mon-fri 22:00-04:00" or "sat,sun 00:00-24:00 Europe/Berlin""#;
+    const DAYS: [&'static str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
+
+    /// The days on which it opens, Monday first.
+    pub const fn days(&self) -> [bool; 7] {
+        self.days
+    }
+
+    /// Minutes after midnight at which it opens, 0 to 1439.
+    pub const fn from(&self) -> u16 {
+        self.from
+    }
+
+    /// Minutes after midnight at which it closes, 1 to 1440; on the next day when it is not after [`Self::from`].
+    pub const fn to(&self) -> u16 {
+        self.to
+    }
+
+    /// The time zone, if it names one.
+    pub const fn zone(&self) -> Option<&Timezone> {
+        self.zone.as_ref()
+    }
+
+    fn day(name: &str) -> Option<usize> {
+        Self::DAYS.iter().position(|day| *day == name)
+    }
+
+    fn parse_days(text: &str) -> Option<[bool; 7]> {
+        let mut days = [false; 7];
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (mut day, last) = (Self::day(first)?, Self::day(last)?);
+            // "sat-mon" goes over the end of the week.
+            loop {
+                *days.get_mut(day)? = true;
+                if day == last {
+                    break;
+                }
+                day = if day >= 6 { 0 } else { day.saturating_add(1) };
+            }
+        }
+        Some(days)
+    }
+
+    /// Minutes after midnight of "hh:mm".
+    fn parse_time(text: &str) -> Option<u16> {
+        let (hours, minutes) = text.split_once(':')?;
+        let digits = |text: &str| text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit());
+        if !digits(hours) || !digits(minutes) {
+            return None;
+        }
+        let (hours, minutes) = (hours.parse::<u16>().ok()?, minutes.parse::<u16>().ok()?);
+        (hours <= 24 && minutes < 60).then(|| hours.saturating_mul(60).saturating_add(minutes))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let first = words.next()?;
+        let (days, times) = if first.starts_with(|c: char| c.is_ascii_digit()) {
+            ([true; 7], first)
+        } else {
+            (Self::parse_days(first)?, words.next()?)
+        };
+        let (from, to) = times.split_once('-')?;
+        let (from, to) = (Self::parse_time(from)?, Self::parse_time(to)?);
+        let zone = match words.next() {
+            Some(zone) => Some(zone.parse().ok()?),
+            None => None,
+        };
+        // An empty window is a mistake, whatever it was meant to be.
+        let whole = from < 1440 && (1..=1440).contains(&to) && from != to && words.next().is_none();
+        whole.then_some(Self { days, from, to, zone })
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.days != [true; 7] {
+            let names = Self::DAYS.iter().zip(self.days).filter(|(_, on)| *on).map(|(name, _)| *name);
+            write!(f, "{} ", names.collect::<Vec<_>>().join(","))?;
+        }
+        let time = |minutes: u16| (minutes / 60, minutes % 60);
+        let ((fh, fm), (th, tm)) = (time(self.from), time(self.to));
+        write!(f, "{fh:02}:{fm:02}-{th:02}:{tm:02}")?;
+        match &self.zone {
+            Some(zone) => write!(f, " {zone}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Window {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::parse(text).ok_or_else(|| Invalid::new(Self::EXPECTED))
+    }
+}
+string_value!(
+    Window,
+    "mon-fri 22:00-04:00",
+    "^([a-z,-]+ )?[0-9]{2}:[0-9]{2}-[0-9]{2}:[0-9]{2}( [A-Za-z0-9_+/-]+)?$"
+);
+
 fn is_label(label: &str) -> bool {
     (1..=63).contains(&label.len())
         && !label.starts_with('-')
@@ -257,6 +377,18 @@ text_value! {
             && text.split('/').all(|part| {
                 !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+-".contains(&b))
             })
+    }
+}
+
+text_value! {
+    /// A label of the device, which roll-outs can name.
+    Label,
+    r#"a label of 1 to 64 letters, digits, dots, hyphens and underscores, such as "canary""#,
+    "canary",
+    "^[A-Za-z0-9._-]{1,64}$",
+    |text| {
+        (1..=64).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
     }
 }
 
@@ -567,11 +699,47 @@ mod tests {
         good::<Url>(&["https://a.example/x", "http://10.0.2.2:8000"]);
         bad::<Url>(&["", "ftp://x", "https://", "http:///x", "http://a b", "http://a\"b", "file:///x"]);
         good::<Country>(&["DE"]);
+        good::<Label>(&["canary", "site.7_a-b"]);
+        bad::<Label>(&["", "a b", "ä", &"x".repeat(65)]);
         bad::<Country>(&["de", "DEU", ""]);
         good::<Ssid>(&["Café", "a b"]);
         bad::<Ssid>(&["", "a\nb", &"x".repeat(33)]);
         good::<Passphrase>(&["12345678", "with spaces!"]);
         bad::<Passphrase>(&["short", "ümlaut-pass", &"x".repeat(64), "line\nbreak"]);
+    }
+
+    #[test]
+    fn windows_are_read_and_written() {
+        for (text, written) in [
+            ("02:00-05:00", "02:00-05:00"),
+            ("mon-sun 00:00-24:00", "00:00-24:00"),
+            ("mon-fri 22:00-04:00", "mon,tue,wed,thu,fri 22:00-04:00"),
+            ("sat-mon,wed 22:00-04:30 Europe/Berlin", "mon,wed,sat,sun 22:00-04:30 Europe/Berlin"),
+        ] {
+            let window: Window = text.parse().unwrap();
+            assert_eq!(window.to_string(), written);
+            assert_eq!(written.parse::<Window>().unwrap(), window);
+        }
+        for text in [
+            "",
+            "mon",
+            "02:00",
+            "2:00-5:00",
+            "02:00-02:00",
+            "24:00-02:00",
+            "02:00-25:00",
+            "02:60-03:00",
+            "00:00-00:00",
+            "02:00-24:01",
+            "Mon 02:00-03:00",
+            "mon,, 02:00-03:00",
+            "mo-fr 02:00-03:00",
+            "mon  02:00-03:00",
+            "02:00-03:00 Europe/Berlin x",
+            "02:00-03:00 ../etc",
+        ] {
+            assert!(text.parse::<Window>().is_err(), "{text:?}");
+        }
     }
 
     #[test]
@@ -614,9 +782,17 @@ mod tests {
         }
 
         #[test]
+        fn window_text_round_trips(text in "((mon|tue|wed|thu|fri|sat|sun)[-,]?){0,4} ?[0-2][0-9]:[0-5][0-9]-[0-2][0-9]:[0-5][0-9]( Europe/Rome)?") {
+            if let Ok(window) = text.parse::<Window>() {
+                prop_assert_eq!(window.to_string().parse::<Window>(), Ok(window));
+            }
+        }
+
+        #[test]
         fn no_text_panics(text in "\\PC*") {
             let _ = (text.parse::<Duration>(), text.parse::<Size>(), text.parse::<SshKey>());
             let _ = (text.parse::<Cidr>(), text.parse::<Mac>(), text.parse::<Host>(), text.parse::<Unit>());
+            let _ = text.parse::<Window>();
         }
     }
 }

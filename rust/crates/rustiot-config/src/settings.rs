@@ -5,8 +5,8 @@
 //! [`Settings::load_effective`]; nothing here reads `rustiot.toml` or writes any file.
 
 use crate::scalar::{
-    Cidr, Country, Duration, Host, Hostname, Ip, Mac, NetworkName, NoProxy, Passphrase, Pattern, Size,
-    SshKey, Ssid, Timezone, Unit, Url,
+    Cidr, Country, Duration, Host, Hostname, Ip, Label, Mac, NetworkName, NoProxy, Passphrase, Pattern, Size,
+    SshKey, Ssid, Timezone, Unit, Url, Window,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -175,26 +175,53 @@ impl Default for ProxySettings {
 #[cfg_attr(any(test, feature = "schema"), derive(JsonSchema), schemars(deny_unknown_fields))]
 #[serde(default)]
 pub struct UpdateSettings {
-    /// Where to look for updates. Without one the device only installs what it is told to.
+    /// The repository in which to look for updates. Without one the device only installs what it is told to.
     pub source: Option<Url>,
+    /// More servers with the same content, asked in order when the first one does not answer.
+    pub mirrors: Vec<Url>,
     /// How far an update goes without a person.
     pub policy: UpdatePolicy,
     /// When the device restarts into an installed release.
     pub reboot: UpdateReboot,
     /// How often to look, when there is a source.
     pub check_every: Duration,
-    /// Reserved: times at which an install may start. Not used by this release.
-    pub windows: Vec<String>,
+    /// When the device may install and restart by itself. Empty: at any time.
+    pub windows: Vec<Window>,
+    /// When the device may download by itself: at any time, or in a window only.
+    pub download: UpdateDownload,
+    /// Most bytes a second that downloads take. Without one there is no limit.
+    pub rate_limit: Option<Size>,
+    /// The way out costs money by the byte: updates larger than `metered_limit` wait for a person.
+    pub metered: bool,
+    /// Largest download that the device starts by itself on a metered link.
+    pub metered_limit: Size,
+    /// For so long can applications put off the restart into an installed release.
+    pub max_deferral: Duration,
+    /// Most room on the data partition for downloads. What does not fit goes straight to the other slot; 0: all of it.
+    pub cache: Size,
+    /// Labels of this device, which roll-outs can name.
+    pub labels: Vec<Label>,
+    /// Where the outcome of each update is posted (JSON over HTTPS).
+    pub report_url: Option<Url>,
 }
 
 impl Default for UpdateSettings {
     fn default() -> Self {
         Self {
             source: None,
+            mirrors: Vec::new(),
             policy: UpdatePolicy::Manual,
             reboot: UpdateReboot::Now,
             check_every: Duration::secs(6 * 3600),
             windows: Vec::new(),
+            download: UpdateDownload::Anytime,
+            rate_limit: None,
+            metered: false,
+            metered_limit: Size::mib(20),
+            max_deferral: Duration::secs(86_400),
+            cache: Size::mib(512),
+            labels: Vec::new(),
+            report_url: None,
         }
     }
 }
@@ -204,9 +231,11 @@ impl Default for UpdateSettings {
 #[cfg_attr(any(test, feature = "schema"), derive(JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdatePolicy {
-    /// Look, install and (by `reboot`) restart.
+    /// Look, install and (by `reboot`) restart. `automatic` is the same.
+    #[serde(alias = "automatic")]
     Auto,
-    /// Look and say what is there.
+    /// Look and say what is there. `notify` is the same.
+    #[serde(alias = "notify")]
     Check,
     /// Do nothing until told.
     Manual,
@@ -221,6 +250,17 @@ pub enum UpdateReboot {
     Now,
     /// When somebody says so.
     Manual,
+}
+
+/// When the device may download by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(any(test, feature = "schema"), derive(JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateDownload {
+    /// As soon as there is something.
+    Anytime,
+    /// While one of `windows` is open.
+    Window,
 }
 
 /// How much room logs may take.

@@ -58,7 +58,7 @@ fn each_message_says_where_what_and_what_now() {
         ),
         (
             "[update]\npolicy = 'autoo'\n",
-            r#"/config/rustiot.toml:2:10: error: update.policy: unknown variant `autoo`, expected one of `auto`, `check`, `manual`; update.policy is "manual" (default)"#,
+            r#"/config/rustiot.toml:2:10: error: update.policy: unknown variant `autoo`, expected one of `auto`, `automatic`, `check`, `notify`, `manual`; update.policy is "manual" (default)"#,
         ),
         (
             "[health]\nsetle = '5s'\n",
@@ -85,8 +85,20 @@ fn each_message_says_where_what_and_what_now() {
             "/config/rustiot.toml:4:7: error: network.w.psk: expected a passphrase of 8 to 63 printable ASCII characters; network.w.psk is unset",
         ),
         (
-            "[update]\nwindows = ['02:00-04:00']\n",
-            "/config/rustiot.toml:2:11: warning: update.windows: reserved: install windows are not in this release; it is ignored",
+            "[update]\nwindows = ['02:00-04:00', 'mo 02:00-04:00']\n",
+            r#"/config/rustiot.toml:2:27: error: update.windows: expected a window such as "02:00-05:00", "mon-fri 22:00-04:00" or "sat,sun 00:00-24:00 Europe/Berlin"; this entry is left out"#,
+        ),
+        (
+            "[update]\nmirrors = ['https://m.example']\n",
+            "/config/rustiot.toml:2:11: error: update.mirrors: expected update.source, as there are mirrors of it; update.mirrors is a list of 0 entries (default)",
+        ),
+        (
+            "[update]\nreport_url = 'http://r.example'\n",
+            "/config/rustiot.toml:2:14: error: update.report_url: expected an https:// address; update.report_url is unset (default)",
+        ),
+        (
+            "[update]\nrate_limit = '100'\n",
+            "/config/rustiot.toml:2:14: error: update.rate_limit: expected a size of at least 1K (bytes a second); update.rate_limit is unset (default)",
         ),
         (
             "[time]\nservers = 1979-05-27\n",
