@@ -59,8 +59,19 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum Update {
+    /// Look into the repository for a release for this device.
+    Check,
+    /// What would be installed, by which way, and what it costs, before a byte is fetched.
+    #[command(after_help = "Examples:\n  \
+        rustiot update plan          of what the last look found, or of the update under way\n  \
+        rustiot update plan --json   for programs")]
+    Plan,
+    /// Download what is available, and hold it before the install.
+    Download,
     /// Install a signed release into the other slot, try it, keep it if it is healthy.
     #[command(after_help = "Examples:\n  \
+        rustiot update install                                  what is available in the repository\n  \
+        rustiot update install /media/stick/repository          a repository in a directory\n  \
         rustiot update install /data/os-2.0.0.raucb\n  \
         rustiot update install https://host/os-2.0.0.raucb --hold reboot\n\n\
         The install goes on when this command is interrupted; `rustiot update cancel` takes it back.")]
@@ -77,17 +88,40 @@ pub enum Update {
         #[arg(long)]
         reboot: bool,
     },
-    /// Restart into the trial.
+    /// Restart into the trial, also while applications put it off.
     Reboot,
+    /// Hold the update under way before a stage; `none` lets it go on.
+    #[command(after_help = "Examples:\n  \
+        rustiot update hold download    pauses a download; what came is kept\n  \
+        rustiot update hold none")]
+    Hold {
+        /// Where it stops.
+        #[arg(value_enum, value_name = "STAGE")]
+        stage: HoldStage,
+    },
+    /// Put a stage of the update under way off until a time.
+    #[command(after_help = "Examples:\n  \
+        rustiot update schedule reboot 1795464900    not before this time (Unix seconds)\n  \
+        rustiot update schedule reboot 0             no more")]
+    Schedule {
+        /// What is put off.
+        #[arg(value_enum)]
+        stage: Stage,
+        /// Unix seconds; 0: not at all.
+        #[arg(value_name = "TIME")]
+        not_before: u64,
+    },
+    /// What the device may do by itself now: windows, limits, who puts off a restart.
+    Policy,
     /// Updates of the past: result, reason, log.
     History,
 }
 
 #[derive(Debug, Args)]
 pub struct Install {
-    /// A .raucb file, or its http(s) URL.
-    #[arg(value_name = "FILE|URL")]
-    pub source: String,
+    /// A .raucb file, its http(s) URL, or the directory of a repository. Without one: what is available.
+    #[arg(value_name = "FILE|URL|DIR")]
+    pub source: Option<String>,
     /// Stop before activating the release, or before the restart.
     #[arg(long, value_enum, value_name = "WHERE")]
     pub hold: Option<HoldAt>,
@@ -97,6 +131,59 @@ pub struct Install {
     /// Return as soon as the service has taken the order.
     #[arg(long)]
     pub no_wait: bool,
+}
+
+/// Where an update under way is held.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum HoldStage {
+    /// Nowhere.
+    None,
+    /// Before the download.
+    Download,
+    /// Before the install.
+    Install,
+    /// Installed, not activated.
+    Activate,
+    /// Activated, not restarted.
+    Reboot,
+}
+
+impl HoldStage {
+    /// Its name on the bus.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Download => "download",
+            Self::Install => "install",
+            Self::Activate => "activate",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+/// A stage that can be put off.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Stage {
+    /// Bring the file into the cache.
+    Download,
+    /// Write the other slot.
+    Install,
+    /// Make the next start the trial.
+    Activate,
+    /// Restart into it.
+    Reboot,
+}
+
+impl Stage {
+    /// Its name on the bus.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Download => "download",
+            Self::Install => "install",
+            Self::Activate => "activate",
+            Self::Reboot => "reboot",
+        }
+    }
 }
 
 /// Where an update stops.

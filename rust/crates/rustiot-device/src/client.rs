@@ -5,7 +5,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use rustiot_update::{Failure, HistoryEntry, Kind, Phase, Progress, Update1Proxy};
+use rustiot_update::{
+    Check, Failure, HistoryEntry, Kind, Phase, PolicyNow, Progress, Transfer, Update1Proxy,
+};
 use serde::Serialize;
 use zbus::Connection;
 use zbus::proxy::CacheProperties;
@@ -77,9 +79,36 @@ impl Client {
             options.insert("force", Value::from(true));
         }
         self.proxy
-            .install(&absolute(&install.source), options)
+            .install(&absolute(install.source.as_deref().unwrap_or_default()), options)
             .await
             .map_err(rustiot_update::Error::into_failure)
+    }
+
+    /// Looks into the repository.
+    pub async fn check(&self) -> Result<Check, Failure> {
+        let text = self.proxy.check().await.map_err(rustiot_update::Error::into_failure)?;
+        read(&text)
+    }
+
+    /// Downloads what is available; returns the transaction's id.
+    pub async fn download(&self) -> Result<String, Failure> {
+        self.proxy.download().await.map_err(rustiot_update::Error::into_failure)
+    }
+
+    /// Holds the transaction before a stage.
+    pub async fn hold(&self, stage: &str) -> Result<(), Failure> {
+        self.proxy.set_hold(stage).await.map_err(rustiot_update::Error::into_failure)
+    }
+
+    /// Puts a stage off.
+    pub async fn schedule(&self, stage: &str, not_before: u64) -> Result<(), Failure> {
+        self.proxy.schedule(stage, not_before).await.map_err(rustiot_update::Error::into_failure)
+    }
+
+    /// What may happen by itself.
+    pub async fn policy(&self) -> Result<PolicyNow, Failure> {
+        let text = self.proxy.policy().await.map_err(rustiot_update::Error::into_failure)?;
+        read(&text)
     }
 
     /// Takes the transaction back.
@@ -101,10 +130,12 @@ impl Client {
     pub async fn look(&self) -> zbus::Result<Look> {
         let (percent, bytes, total, step) = self.proxy.progress().await?;
         let percent = u8::try_from(percent).unwrap_or(100);
+        let (fetched, reused, all, rate, eta) = self.proxy.transfer().await.unwrap_or_default();
+        let transfer = Transfer { fetched, reused, total: all, rate, eta };
         Ok(Look {
             phase: self.proxy.phase().await?,
             message: self.proxy.message().await?,
-            progress: Progress { percent, bytes, total, step },
+            progress: Progress { percent, bytes, total, step, transfer },
         })
     }
 
@@ -158,15 +189,23 @@ impl Client {
             if ended.is_none() {
                 see(&look);
             }
-            let resting = [Phase::Installed, Phase::Activated, Phase::Rebooting]
-                .iter()
-                .any(|p| p.as_str() == look.phase);
+            let resting =
+                [Phase::Available, Phase::Downloaded, Phase::Installed, Phase::Activated, Phase::Rebooting]
+                    .iter()
+                    .any(|p| p.as_str() == look.phase);
             if ended.is_some() || resting {
                 return Ok(Report { transaction: id.into(), phase: look.phase, ended });
             }
             last = look;
         }
     }
+}
+
+fn read<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Failure> {
+    serde_json::from_str(text).map_err(|e| {
+        Failure::from_error(Kind::State, "the update service's answer cannot be read", &e)
+            .hint("command and service are of different releases: restart rustiot-update.service")
+    })
 }
 
 /// The service knows no working directory: `os.raucb` becomes a full path, a URL stays as it is.
@@ -266,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn options_are_sent_only_when_given() {
         let (client, _keep) = client(Fake { phases: phases(&["idle"]), ..Fake::default() }).await;
-        let mut install = Install { source: "/x".into(), hold: None, force: false, no_wait: true };
+        let mut install = Install { source: Some("/x".into()), hold: None, force: false, no_wait: true };
         assert_eq!(client.install(&install).await.unwrap(), "/x ");
         (install.hold, install.force) = (Some(crate::args::HoldAt::Reboot), true);
         assert_eq!(client.install(&install).await.unwrap(), "/x force,hold");

@@ -184,6 +184,37 @@ async fn update(update: Update, files: &Files, as_json: bool) -> Result<Answer, 
     let done = |what: &str| Answer::new(format!("{what}\n"), json!({ "done": true }));
     match update {
         Update::Install(order) => install(&order, as_json).await,
+        Update::Check => {
+            let check = Client::system().await?.check().await?;
+            Ok(Answer::new(show::check(&check), &check))
+        }
+        Update::Plan => {
+            let status = files.update().ok_or_else(silent)?;
+            match &status.plan {
+                Some(plan) => Ok(Answer::new(show::plan(plan, status.transaction.as_ref()), plan)),
+                None => Err(Failure::new(
+                    Kind::NothingNew,
+                    status.check.as_ref().map_or("there is no plan", |check| check.message.as_str()),
+                )
+                .hint("`rustiot update check` looks into the repository")),
+            }
+        }
+        Update::Download => follow(Client::system().await?.download().await?, false, as_json).await,
+        Update::Hold { stage } => {
+            let client = Client::system().await?;
+            client.hold(stage.as_str()).await.map(|()| done(&format!("held before: {}", stage.as_str())))
+        }
+        Update::Schedule { stage, not_before } => {
+            let client = Client::system().await?;
+            client.schedule(stage.as_str(), not_before).await.map(|()| match not_before {
+                0 => done(&format!("{} is not put off", stage.as_str())),
+                at => done(&format!("{} not before {}", stage.as_str(), show::time(at))),
+            })
+        }
+        Update::Policy => {
+            let policy = Client::system().await?.policy().await?;
+            Ok(Answer::new(show::policy(&policy), &policy))
+        }
         Update::Cancel => Client::system().await?.cancel().await.map(|()| done("taken back")),
         Update::Activate { reboot } => {
             let client = Client::system().await?;
@@ -205,12 +236,20 @@ async fn update(update: Update, files: &Files, as_json: bool) -> Result<Answer, 
             }
             Ok(Answer::new(show::update(&status), &status))
         }
-        Update::Why => match files.update().ok_or_else(silent)?.why {
-            Some(why) => Ok(Answer::new(show::why(&why), &why)),
-            None => {
-                Ok(Answer::new("nothing was refused and nothing failed since the last commit\n", Value::Null))
+        Update::Why => {
+            let status = files.update().ok_or_else(silent)?;
+            // Where nothing was refused, the repository's last word says why nothing happens.
+            let looked = status.check.as_ref().filter(|check| check.result != "available").map(show::check);
+            match status.why {
+                Some(why) => Ok(Answer::new(show::why(&why) + &looked.unwrap_or_default(), &why)),
+                None => Ok(Answer::new(
+                    looked.unwrap_or_else(|| {
+                        "nothing was refused and nothing failed since the last commit\n".to_owned()
+                    }),
+                    Value::Null,
+                )),
             }
-        },
+        }
         Update::History => {
             let history = files.update().ok_or_else(silent)?.history;
             Ok(Answer::new(show::history(&history), &history))
@@ -224,14 +263,19 @@ fn silent() -> Failure {
 }
 
 async fn install(order: &Install, as_json: bool) -> Result<Answer, Failure> {
-    let client = Client::system().await?;
-    let id = client.install(order).await?;
-    if order.no_wait {
+    let id = Client::system().await?.install(order).await?;
+    follow(id, order.no_wait, as_json).await
+}
+
+/// Waits until transaction `id` has ended, waits for a person, or restarts the device.
+async fn follow(id: String, no_wait: bool, as_json: bool) -> Result<Answer, Failure> {
+    if no_wait {
         return Ok(Answer::new(
             format!("{id}\n"),
             json!({ "transaction": id, "phase": "checking", "ended": null }),
         ));
     }
+    let client = Client::system().await?;
     let mut teller = Teller::new(as_json);
     let report = tokio::select! {
         report = client.follow(&id, |look| teller.tell(look)) => report?,
@@ -258,6 +302,8 @@ async fn install(order: &Install, as_json: bool) -> Result<Answer, Failure> {
         "" => text,
         "rebooting" => "installed; restarting into the trial\n".into(),
         "activated" => "installed; the next start is the trial\n".into(),
+        "available" => "it waits: `rustiot update status` says for what\n".into(),
+        "downloaded" => "downloaded; `rustiot update install` installs it\n".into(),
         "installed" => "installed; `rustiot update activate` makes the next start its trial\n".into(),
         other => format!("{other}\n"),
     };
@@ -292,7 +338,10 @@ impl Teller {
             return;
         }
         let writing = look.phase == "installing" && look.progress.total > 0;
-        let line = if writing {
+        let fetching = look.phase == "downloading" && look.progress.transfer.total > 0;
+        let line = if fetching {
+            format!("{}: {}", look.phase, show::transfer(&look.progress.transfer))
+        } else if writing {
             format!("{}: {}", look.phase, self.meter.line(self.started.elapsed(), &look.progress))
         } else if look.message.is_empty() {
             look.phase.clone()
@@ -300,7 +349,11 @@ impl Teller {
             format!("{}: {}", look.phase, look.message)
         };
         // Elsewhere than on a terminal each tenth of the way is enough.
-        let step = if writing && !self.terminal {
+        let step = if fetching && !self.terminal {
+            let t = &look.progress.transfer;
+            let tenth = t.fetched.saturating_mul(10).checked_div(t.total).unwrap_or(0);
+            format!("{} {tenth}", look.phase)
+        } else if writing && !self.terminal {
             format!("{} {}", look.phase, look.progress.percent.checked_div(10).unwrap_or(0))
         } else {
             line.clone()

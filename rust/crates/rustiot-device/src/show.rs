@@ -6,7 +6,9 @@ use std::time::Duration;
 use rustiot_config::Severity;
 use rustiot_health::{Status as Health, check::Verdict};
 use rustiot_slots::{Phase, SlotState, Status as Slots};
-use rustiot_update::{HistoryEntry, Outcome, Progress, Status as Update, Why};
+use rustiot_update::{
+    Check, HistoryEntry, Outcome, Plan, PolicyNow, Progress, Status as Update, Transaction, Transfer, Why,
+};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -331,6 +333,16 @@ pub fn update(status: &Update) -> String {
             write(&mut out, format_args!("  release      {} → slot {slot}\n", release.version));
         }
     }
+    if let Some(way) = status.transaction.as_ref().and_then(Transaction::current_way) {
+        let spent = status.transaction.as_ref().map(|tx| tx.spent).unwrap_or_default();
+        write(
+            &mut out,
+            format_args!("  way          {}, {} fetched\n", way.kind.as_str(), bytes(spent.fetched)),
+        );
+    }
+    if status.progress.transfer.total > 0 {
+        write(&mut out, format_args!("  transfer     {}\n", transfer(&status.progress.transfer)));
+    }
     if status.progress.total > 0 {
         write(&mut out, format_args!("  written      {}\n", progress(&status.progress)));
     }
@@ -342,6 +354,116 @@ pub fn update(status: &Update) -> String {
 
 fn progress(p: &Progress) -> String {
     format!("{} of {} ({} %)", bytes(p.bytes.min(p.total)), bytes(p.total), p.percent)
+}
+
+/// Bytes that come over the network.
+pub fn transfer(t: &Transfer) -> String {
+    let mut line = bytes(t.fetched);
+    if t.total > 0 {
+        write(&mut line, format_args!(" of {}", bytes(t.total)));
+    }
+    if t.reused > 0 {
+        write(&mut line, format_args!(", {} were here", bytes(t.reused)));
+    }
+    if t.rate > 0 {
+        write(&mut line, format_args!(", {}/s", bytes(t.rate)));
+    }
+    if t.eta > 0 {
+        write(&mut line, format_args!(", {} left", duration(t.eta)));
+    }
+    line
+}
+
+/// `rustiot update check`.
+pub fn check(check: &Check) -> String {
+    let mut out = format!("{}\n", check.message);
+    write(
+        &mut out,
+        format_args!("  looked       {}, {} in {}\n", time(check.at), bytes(check.bytes), check.source),
+    );
+    if check.failures > 1 {
+        write(&mut out, format_args!("  failed       {} times in a row\n", check.failures));
+    }
+    out
+}
+
+/// Bytes a second that an estimate of time is made with: a slow 3G link, and flash of a small board.
+const LINK: u64 = 125_000;
+const FLASH: u64 = 10_000_000;
+
+/// `rustiot update plan`.
+pub fn plan(plan: &Plan, tx: Option<&Transaction>) -> String {
+    let version = plan.version().unwrap_or("a bundle of which nothing is known yet");
+    let from = plan.from.as_ref().map(|from| format!(" (from {from})")).unwrap_or_default();
+    let mut out = format!("{version}{from}\n");
+    let present = tx.map_or(0, |tx| tx.way);
+    for (number, way) in plan.ways.iter().enumerate() {
+        let mark = match number {
+            n if n < present => "failed",
+            n if n == present => "first",
+            _ => "else",
+        };
+        let cost = match (way.bytes, way.exact) {
+            (0, _) => "an unknown number of bytes".to_owned(),
+            (n, true) => bytes(n),
+            (n, false) => format!("about {}", bytes(n)),
+        };
+        write(&mut out, format_args!("  {mark:<12} {}: {cost}\n", way.kind.as_str()));
+    }
+    if let Some(way) = plan.ways.get(present).filter(|way| way.bytes > 0) {
+        let seconds = way.bytes.div_ceil(LINK).saturating_add(plan.written.div_ceil(FLASH));
+        write(&mut out, format_args!("  time         about {} at 1 Mbit/s\n", duration(seconds)));
+        if let Some(len) = way.len {
+            write(
+                &mut out,
+                format_args!("  room         {} on the data partition, if it is stored\n", bytes(len)),
+            );
+        }
+    }
+    if plan.written > 0 {
+        write(&mut out, format_args!("  written      {} to the other slot\n", bytes(plan.written)));
+    }
+    if let Some(floor) = &plan.floor {
+        write(&mut out, format_args!("  floor        nothing older than {floor} afterwards\n"));
+    }
+    if let Some(wave) = &plan.wave {
+        write(&mut out, format_args!("  wave         {wave}\n"));
+    }
+    for line in plan.notes.lines().take(40) {
+        let line: String = line.chars().filter(|c| !c.is_control()).collect();
+        write(&mut out, format_args!("  | {line}\n"));
+    }
+    out
+}
+
+/// `rustiot update policy`.
+pub fn policy(p: &PolicyNow) -> String {
+    let mut out = format!("  policy       {}\n", p.policy);
+    write(&mut out, format_args!("  repository   {}\n", p.source.as_deref().unwrap_or("none")));
+    if let Some(at) = p.next_check {
+        write(&mut out, format_args!("  next look    {}\n", time(at)));
+    }
+    if !p.windows.is_empty() {
+        let change = p.window_changes.map(time).unwrap_or_else(|| "never".into());
+        let now = if p.window_open { "open until" } else { "closed until" };
+        write(&mut out, format_args!("  windows      {}: {now} {change}\n", p.windows.join("; ")));
+    }
+    if p.metered {
+        write(&mut out, format_args!("  metered      large downloads wait for a person\n"));
+    }
+    if let Some(rate) = p.rate_limit {
+        write(&mut out, format_args!("  rate         at most {}/s\n", bytes(rate)));
+    }
+    for veto in &p.vetoes {
+        write(&mut out, format_args!("  puts off     {}: {}\n", veto.who, veto.why));
+    }
+    if p.reports_waiting > 0 {
+        write(&mut out, format_args!("  reports      {} wait to be posted\n", p.reports_waiting));
+    }
+    for complaint in &p.complaints {
+        write(&mut out, format_args!("  ! {complaint}\n"));
+    }
+    out
 }
 
 /// `rustiot update why`.
@@ -374,6 +496,20 @@ pub fn history(entries: &[HistoryEntry]) -> String {
                 &mut out,
                 format_args!("    written in {}, {} starts\n", duration(seconds), entry.install_tries),
             );
+        }
+        if entry.spent.fetched > 0 {
+            let way = entry.way.as_deref().unwrap_or("bundle");
+            write(
+                &mut out,
+                format_args!(
+                    "    by the {way}: {} fetched, {} were here\n",
+                    bytes(entry.spent.fetched),
+                    bytes(entry.spent.reused)
+                ),
+            );
+        }
+        for failed in &entry.failed_ways {
+            write(&mut out, format_args!("    the {} did not work: {}\n", failed.way, failed.failure));
         }
         if let Some(hint) = entry.why.as_ref().and_then(|f| f.hint.as_ref()) {
             write(&mut out, format_args!("    {hint}\n"));
@@ -472,7 +608,7 @@ mod tests {
     #[test]
     fn the_rate_counts_from_the_first_byte() {
         let mut meter = Meter::default();
-        let at = |bytes, percent| Progress { percent, bytes, total: 100_000_000, step: String::new() };
+        let at = |bytes, percent| Progress { percent, bytes, total: 100_000_000, ..Progress::default() };
         let s = Duration::from_secs;
         assert_eq!(meter.line(s(0), &at(0, 20)), "0 B of 100.0 MB (20 %)");
         assert_eq!(meter.line(s(60), &at(10_000_000, 30)), "10.0 MB of 100.0 MB (30 %)");

@@ -117,6 +117,9 @@ fn help_is_as_committed() {
         ("help-update.txt", &["update", "--help"]),
         ("help-update-install.txt", &["update", "install", "--help"]),
         ("help-update-activate.txt", &["update", "activate", "--help"]),
+        ("help-update-plan.txt", &["update", "plan", "--help"]),
+        ("help-update-hold.txt", &["update", "hold", "--help"]),
+        ("help-update-schedule.txt", &["update", "schedule", "--help"]),
         ("help-provision.txt", &["provision", "--help"]),
         ("help-daemon.txt", &["daemon", "--help"]),
     ] {
@@ -189,7 +192,6 @@ fn wrong_usage_is_2() {
     for args in [
         &["--frobnicate"][..],
         &["update"],
-        &["update", "install"],
         &["update", "install", "/x", "--hold", "never"],
         &["daemon", "sshd"],
         &["status", "now"],

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use rustiot_boot::{Event, Record};
-use rustiot_config::{Settings, UpdateReboot};
+use rustiot_config::Settings;
 use rustiot_liveness::{Client, Name};
 use rustiot_slots::{LoaderConfig, Paths, SlotShell, read_record};
 use serde::Deserialize;
@@ -18,12 +18,15 @@ use tokio::sync::{mpsc, watch};
 
 use crate::dbus::{self, NAME, PATH, Update};
 use crate::disk::Partitions;
-use crate::engine::{Engine, Policy};
+use crate::engine::{Engine, Policy, Ports};
 use crate::failure::{Failure, Kind};
-use crate::ports::{Ledger, Machine};
+use crate::fetch::Fetch;
+use crate::ports::{Ledger, Machine, Rules};
 use crate::rauc::Rauc;
 use crate::reconcile::Here;
-use crate::status::Status;
+use crate::report::{self, Sender};
+use crate::repository::{Device, Releases};
+use crate::status::{Status, Veto};
 use crate::store::Store;
 
 /// Where the service keeps what it remembers.
@@ -34,6 +37,12 @@ const VOLATILE: &str = "/run/rustiot/update";
 const RELEASE: &str = "/usr/lib/rustiot/release.json";
 /// What the image says about the board.
 const BOARD: &str = "/usr/lib/rustiot/board.toml";
+/// Where applications put off a restart.
+const VETOES: &str = "/run/rustiot/update/vetoes";
+/// What decides the device's place in roll-outs and the instant at which it looks.
+const MACHINE_ID: &str = "/etc/machine-id";
+/// The device's public identity.
+const PUBLIC_KEY: &str = "/state/identity/device.pub";
 /// Where the status is shown to those without a bus.
 pub const STATUS_FILE: &str = "/run/rustiot/update.json";
 /// Time between the announcement of a restart and the restart.
@@ -45,7 +54,13 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(600);
 /// `release.json` as far as it matters here.
 #[derive(Debug, Deserialize)]
 struct ReleaseFile {
+    #[serde(default)]
+    version: String,
     compatible: String,
+    #[serde(default)]
+    build_epoch: u64,
+    #[serde(default)]
+    root_hash: Option<String>,
     #[serde(default)]
     floor: Option<String>,
 }
@@ -113,10 +128,13 @@ impl Machine for Host {
         self.0.reboot().await
     }
 
-    fn reboots_itself(&self) -> bool {
-        // Read each time: a changed configuration counts from the next restart on that is due.
+    fn rules(&self) -> Rules {
         let settings = Settings::load_effective().unwrap_or_default();
-        settings.update.reboot == UpdateReboot::Now
+        Rules { update: settings.update, zone: settings.time.timezone.to_string() }
+    }
+
+    fn vetoes(&self) -> Vec<Veto> {
+        crate::veto::vetoes(Path::new(VETOES))
     }
 
     fn now(&self) -> u64 {
@@ -127,6 +145,10 @@ impl Machine for Host {
         let mut head = [0; 4];
         std::fs::File::open(path).ok()?.read_exact(&mut head).ok()?;
         Some(head)
+    }
+
+    fn is_dir(&self, path: &str) -> bool {
+        Path::new(path).is_dir()
     }
 }
 
@@ -149,7 +171,7 @@ async fn serve() -> anyhow::Result<()> {
         .context("rustiot-init left no report of this boot, so nobody knows which slot runs")?;
 
     let (commands, orders) = mpsc::channel(8);
-    let (sender, status) = watch::channel(Status::default());
+    let (status_sender, status) = watch::channel(Status::default());
     let connection = dbus::system_bus()?
         .serve_at(PATH, Update::new(commands, status.clone()))?
         .name(NAME)?
@@ -162,17 +184,30 @@ async fn serve() -> anyhow::Result<()> {
         eprintln!("{failure}; remembering only until the next restart");
         Store::open(VOLATILE)
     })?;
-    let policy = Policy { grace: GRACE, compatible: release.compatible, floor: release.floor };
-    let engine = Engine::new(
-        Rc::clone(&rauc),
+    let store = Rc::new(store);
+    let machine = Host(Rc::clone(&rauc));
+    let sender = Sender {
+        device: fingerprint(),
+        hostname: read_line("/proc/sys/kernel/hostname"),
+        compatible: release.compatible.clone(),
+        running: release.version.clone(),
+    };
+    let ports = Ports {
+        installer: rauc,
         ledger,
-        Partitions::below(Path::new("/")),
-        Host(rauc),
-        store,
-        Here { slot, boot_id },
-        policy,
-        sender,
-    );
+        disk: Partitions::below(Path::new("/")),
+        machine,
+        repository: Releases::new(Device {
+            identity: read_line(MACHINE_ID),
+            compatible: release.compatible.clone(),
+            version: release.version.clone(),
+            root_hash: release.root_hash.clone(),
+            built: release.build_epoch,
+        }),
+        fetcher: Fetch::new(slot),
+    };
+    let policy = Policy { grace: GRACE, compatible: release.compatible, floor: release.floor };
+    let engine = Engine::new(ports, Rc::clone(&store), Here { slot, boot_id }, policy, status_sender);
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut bus = zbus::MessageStream::from(&connection);
     let lost = async {
@@ -184,9 +219,35 @@ async fn serve() -> anyhow::Result<()> {
         result = dbus::announce(&connection, status.clone()) => result.context("system bus"),
         () = show(status) => Ok(()),
         () = live() => Ok(()),
+        () = report::run(&store, &sender, report_target) => Ok(()),
         () = lost => anyhow::bail!("the system bus is gone"),
         _ = terminate.recv() => Ok(()),
     }
+}
+
+/// Where outcomes are posted, and with which client. Made when something waits, and only then.
+fn report_target() -> Option<(rustiot_http::Url, rustiot_http::Http)> {
+    let url = Settings::load_effective().ok()?.update.report_url?.as_str().parse().ok()?;
+    match crate::web::client() {
+        Ok(http) => Some((url, http)),
+        Err(failure) => {
+            eprintln!("{failure}: {}", failure.chain.join(": "));
+            None
+        }
+    }
+}
+
+/// SHA-256 of the device's public key as it lies on the state partition, hex; empty when there is none.
+fn fingerprint() -> String {
+    use sha2::Digest;
+    std::fs::read(PUBLIC_KEY).map_or_else(
+        |_| String::new(),
+        |key| sha2::Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect(),
+    )
+}
+
+fn read_line(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
 /// Tells the watchdog that the one thread of this process still turns: everything here shares it.

@@ -12,7 +12,7 @@ use zbus::{Connection, DBusError, interface};
 
 use crate::engine::Command;
 use crate::failure::{Failure, Kind};
-use crate::status::{Hold, Request, Status};
+use crate::status::{Hold, Request, Stage, Status};
 
 /// Well-known name.
 pub const NAME: &str = "org.rustiot.Update1";
@@ -132,7 +132,10 @@ fn request(source: &str, options: &HashMap<String, OwnedValue>) -> Result<Reques
         match name.as_str() {
             "hold" => {
                 request.hold = <&str>::try_from(value).ok().and_then(Hold::parse).ok_or_else(|| {
-                    Error::Usage("option `hold` is one of the strings none, activate, reboot".into())
+                    Error::Usage(
+                        "option `hold` is one of the strings none, download, install, activate, reboot"
+                            .into(),
+                    )
                 })?;
             }
             "force" => {
@@ -161,6 +164,40 @@ impl Update {
         self.order(|reply| Command::Install(request, reply)).await
     }
 
+    /// Looks at the configured repository; what it found, as JSON.
+    #[zbus(out_args("check"))]
+    async fn check(&self) -> Result<String, Error> {
+        self.order(Command::Check).await.map(|check| json(&check))
+    }
+
+    /// Downloads what is available and holds it before the install; returns the transaction's id at once.
+    #[zbus(out_args("transaction"))]
+    async fn download(&self) -> Result<String, Error> {
+        let request = Request { hold: Hold::Install, ..request("", &HashMap::new())? };
+        self.order(|reply| Command::Install(request, reply)).await
+    }
+
+    /// Holds the transaction before a stage: `none`, `download`, `install`, `activate`, `reboot`.
+    async fn set_hold(&self, stage: String) -> Result<(), Error> {
+        let hold = Hold::parse(&stage).ok_or_else(|| {
+            Error::Usage("a hold is one of none, download, install, activate, reboot".into())
+        })?;
+        self.order(|reply| Command::SetHold(hold, reply)).await
+    }
+
+    /// Puts a stage off until a time (Unix seconds); 0 takes that back.
+    async fn schedule(&self, stage: String, not_before: u64) -> Result<(), Error> {
+        let stage = Stage::parse(&stage)
+            .ok_or_else(|| Error::Usage("a stage is one of download, install, activate, reboot".into()))?;
+        self.order(|reply| Command::Schedule(stage, not_before, reply)).await
+    }
+
+    /// What may happen by itself now, as JSON.
+    #[zbus(out_args("policy"))]
+    async fn policy(&self) -> Result<String, Error> {
+        self.order(Command::Policy).await.map(|policy| json(&policy))
+    }
+
     /// Takes the transaction back; returns when RAUC has stopped.
     async fn cancel(&self) -> Result<(), Error> {
         self.order(Command::Cancel).await
@@ -186,6 +223,33 @@ impl Update {
     #[zbus(property)]
     fn message(&self) -> String {
         self.status.borrow().message.clone()
+    }
+
+    /// What is or would be installed and how, as JSON; empty when there is nothing.
+    #[zbus(property)]
+    fn plan(&self) -> String {
+        self.status.borrow().plan.as_ref().map(json).unwrap_or_default()
+    }
+
+    /// Version that could be installed; empty when there is none, or while something is under way.
+    #[zbus(property)]
+    fn available(&self) -> String {
+        let status = self.status.borrow();
+        let plan = status.plan.as_ref().filter(|_| status.transaction.is_none());
+        plan.and_then(|plan| plan.version()).unwrap_or_default().to_owned()
+    }
+
+    /// The last look at the repository as JSON; empty when there was none.
+    #[zbus(property)]
+    fn last_check(&self) -> String {
+        self.status.borrow().check.as_ref().map(json).unwrap_or_default()
+    }
+
+    /// Bytes fetched, reused, in all; bytes a second; seconds left.
+    #[zbus(property)]
+    fn transfer(&self) -> (u64, u64, u64, u64, u64) {
+        let t = self.status.borrow().progress.transfer;
+        (t.fetched, t.reused, t.total, t.rate, t.eta)
     }
 
     /// The transaction under way as JSON; empty when there is none.
@@ -236,7 +300,19 @@ pub(crate) async fn announce(
             update.transaction_changed(emitter).await?;
             update.release_changed(emitter).await?;
         }
-        if new.progress != old.progress {
+        if new.plan != old.plan || new.transaction.is_some() != old.transaction.is_some() {
+            update.plan_changed(emitter).await?;
+            update.available_changed(emitter).await?;
+        }
+        if new.check != old.check {
+            update.last_check_changed(emitter).await?;
+        }
+        if new.progress.transfer != old.progress.transfer {
+            update.transfer_changed(emitter).await?;
+        }
+        if (new.progress.percent, new.progress.bytes, new.progress.total, &new.progress.step)
+            != (old.progress.percent, old.progress.bytes, old.progress.total, &old.progress.step)
+        {
             update.progress_changed(emitter).await?;
         }
         if new.why != old.why {
@@ -272,6 +348,16 @@ pub trait Update1 {
         options: HashMap<&str, zbus::zvariant::Value<'_>>,
     ) -> Result<String, Error>;
     /// See the contract.
+    fn check(&self) -> Result<String, Error>;
+    /// See the contract.
+    fn download(&self) -> Result<String, Error>;
+    /// See the contract.
+    fn set_hold(&self, stage: &str) -> Result<(), Error>;
+    /// See the contract.
+    fn schedule(&self, stage: &str, not_before: u64) -> Result<(), Error>;
+    /// See the contract.
+    fn policy(&self) -> Result<String, Error>;
+    /// See the contract.
     fn cancel(&self) -> Result<(), Error>;
     /// See the contract.
     fn activate(&self) -> Result<(), Error>;
@@ -283,6 +369,18 @@ pub trait Update1 {
     /// See the contract.
     #[zbus(property)]
     fn message(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn plan(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn available(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn last_check(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn transfer(&self) -> zbus::Result<(u64, u64, u64, u64, u64)>;
     /// See the contract.
     #[zbus(property)]
     fn transaction(&self) -> zbus::Result<String>;

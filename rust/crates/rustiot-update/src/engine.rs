@@ -1,26 +1,40 @@
-//! The update engine: one task that owns the transaction, from the request to commit or fallback.
+//! The update engine: one task that owns the transaction, from the look at the repository to commit or fallback.
 //!
 //! The boot ledger is the truth; the engine looks at it ([`settle`](Engine::settle)), does the next thing, and looks
-//! again. It never writes a slot (RAUC does), never decides about a trial (the boot policy does) and never commits
-//! (health does). Called by the daemon; everything outside comes through `ports`.
+//! again. Before each stage it asks `gate` whether it may. It never writes a slot (RAUC does), never decides about a
+//! trial (the boot policy does) and never commits (health does). Called by the daemon; everything outside comes
+//! through `ports`. Looking at the repository and fetching are in `engine/acquire`.
 
+mod acquire;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustiot_boot::{Event, Phase as BootPhase, Slot, SlotState};
+use rustiot_config::{UpdatePolicy, UpdateReboot};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::bundle::{self, Device};
 use crate::failure::{Failure, Kind, is_remote, refine};
-use crate::ports::{Disk, Installer, Ledger, Machine, Order};
+use crate::gate::{self, Conditions, Gate};
+use crate::plan::{Plan, WayKind};
+use crate::ports::{Disk, Fetcher, Installer, Ledger, Machine, Order, Repository, Session};
 use crate::reconcile::{
     self, Here, INSTALL_TRIES, READ_TRIES, Situation, install_delay, situation, trial_delay,
 };
-use crate::status::{HistoryEntry, Hold, Outcome, Phase, Progress, Request, Status, Transaction, Why};
+use crate::status::{
+    By, Check, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Stage, Status, Transaction,
+    Transfer, Why,
+};
 use crate::store::Store;
+use crate::window;
 
 /// Time for RAUC to read a bundle's manifest: it bounds neither a silent server nor a slow one.
 const CHECK_LIMIT: Duration = Duration::from_secs(300);
+/// Time for the first look at a URL that a person gave: long enough for a slow link, short enough to wait for.
+const FIRST_LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// An install that writes nothing for so long is given up and started again.
 const STALL_LIMIT: Duration = Duration::from_secs(900);
 /// How often the written bytes are counted.
@@ -31,21 +45,35 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const ACTIVATE_AGAIN: Duration = Duration::from_secs(600);
 /// Longest path or URL that is taken.
 const SOURCE_BYTES: usize = 4096;
+/// How often what stands in the way is looked at again: clock, configuration and windows may change.
+const GATE_EVERY: Duration = Duration::from_secs(60);
+/// How often vetoes are looked at.
+const VETO_EVERY: Duration = Duration::from_secs(10);
+/// Deferral that a restart of the service may forget.
+const DEFERRAL_STORED_EVERY: u64 = 600;
 
 /// An order to the engine; the answer comes through the channel in it.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Install a bundle; answered with the transaction id before anything is done.
     Install(Request, oneshot::Sender<Result<String, Failure>>),
-    /// Take the transaction back.
+    /// Take the transaction back, or stop a look at the repository.
     Cancel(oneshot::Sender<Result<(), Failure>>),
     /// Make the next boot the trial of what is installed.
     Activate(oneshot::Sender<Result<(), Failure>>),
     /// Restart into the trial now.
     Reboot(oneshot::Sender<Result<(), Failure>>),
+    /// Look at the repository.
+    Check(oneshot::Sender<Result<Check, Failure>>),
+    /// Hold the transaction before a stage, or nowhere.
+    SetHold(Hold, oneshot::Sender<Result<(), Failure>>),
+    /// Put a stage off until a time (Unix seconds); 0: no more.
+    Schedule(Stage, u64, oneshot::Sender<Result<(), Failure>>),
+    /// What may happen by itself now.
+    Policy(oneshot::Sender<Result<PolicyNow, Failure>>),
 }
 
-/// What the configuration and the image say.
+/// What the image says.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     /// Pause before a restart, for people to read why and to cancel.
@@ -58,58 +86,83 @@ pub(crate) struct Policy {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Job {
-    Install,
+    /// The next stage before anything is in the ledger: download or install.
+    Step,
     Activate,
     Reboot,
     Look,
 }
 
-/// See the module.
-pub(crate) struct Engine<I, L, D, M> {
+/// Everything outside.
+pub(crate) struct Ports<I, L, D, M, R, F> {
     pub installer: I,
     pub ledger: L,
     pub disk: D,
     pub machine: M,
-    pub store: Store,
-    pub here: Here,
-    pub policy: Policy,
+    pub repository: R,
+    pub fetcher: F,
+}
+
+/// See the module.
+pub(crate) struct Engine<I, L, D, M, R, F: Fetcher> {
+    ports: Ports<I, L, D, M, R, F>,
+    store: Rc<Store>,
+    here: Here,
+    policy: Policy,
     status: watch::Sender<Status>,
-    tx: Option<Transaction>,
+    /// Changed by an attempt and, while it runs, by orders.
+    tx: RefCell<Option<Transaction>>,
+    /// What the last look at the repository found, and where.
+    offer: Option<(Plan, String)>,
+    session: Option<F::Session>,
     next: Option<(Instant, Job)>,
+    polling: acquire::Polling,
+    /// When the last veto was seen, and seconds of deferral that are not stored yet.
+    vetoed: Cell<Option<Instant>>,
     /// A restart has been asked for; nothing is taken any more.
     leaving: bool,
 }
 
 /// How one attempt to install ended.
 enum End {
-    Done(Box<Transaction>),
+    Done,
     Failed { failure: Failure, announced: bool },
     Cancelled(oneshot::Sender<Result<(), Failure>>),
 }
 
-impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
+impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> Engine<I, L, D, M, R, F> {
     /// An engine that has looked at nothing yet.
-    #[expect(clippy::too_many_arguments, reason = "one call; each is a port or a fact of this boot")]
     pub(crate) fn new(
-        installer: I,
-        ledger: L,
-        disk: D,
-        machine: M,
-        store: Store,
+        ports: Ports<I, L, D, M, R, F>,
+        store: Rc<Store>,
         here: Here,
         policy: Policy,
         status: watch::Sender<Status>,
     ) -> Self {
         let tx = store.transaction();
-        let (why, history) = (store.why(), store.history());
-        status.send_modify(|s| (s.why, s.history) = (why, history));
-        Self { installer, ledger, disk, machine, store, here, policy, status, tx, next: None, leaving: false }
+        let (why, history, check) = (store.why(), store.history(), store.check());
+        status.send_modify(|s| (s.why, s.history, s.check) = (why, history, check));
+        Self {
+            ports,
+            store,
+            here,
+            policy,
+            status,
+            tx: RefCell::new(tx),
+            offer: None,
+            session: None,
+            next: None,
+            polling: acquire::Polling::default(),
+            vetoed: Cell::new(None),
+            leaving: false,
+        }
     }
 
     /// Works until the other end of `commands` is gone.
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         self.settle().await;
         loop {
+            self.plan_check();
             let at = self.next.map(|(at, _)| at);
             let due = async {
                 match at {
@@ -117,25 +170,106 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
                     None => std::future::pending().await,
                 }
             };
+            let wake = self.polling.wake;
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
-                    Some(command) => self.command(command).await,
+                    Some(command) => self.command(command, &mut commands).await,
                     None => return,
                 },
                 () = due => match self.next.take() {
-                    Some((_, Job::Install)) => self.install(&mut commands).await,
+                    Some((_, Job::Step)) => self.step(&mut commands).await,
                     Some((_, Job::Activate)) => self.activate().await,
                     Some((_, Job::Reboot)) => self.reboot().await,
                     Some((_, Job::Look)) | None => self.settle().await,
                 },
+                () = tokio::time::sleep_until(wake) => self.poll(&mut commands).await,
             }
         }
     }
 
+    fn tx(&self) -> Option<Transaction> {
+        self.tx.borrow().clone()
+    }
+
+    /// Changes the transaction, durably.
+    fn edit(&self, change: impl FnOnce(&mut Transaction)) -> Result<(), Failure> {
+        let changed = {
+            let mut tx = self.tx.borrow_mut();
+            let Some(tx) = tx.as_mut() else { return Ok(()) };
+            change(tx);
+            tx.clone()
+        };
+        let stored = self.store.set_transaction(Some(&changed));
+        self.status.send_modify(|s| s.transaction = Some(changed));
+        stored
+    }
+
+    /// Whether `stage` may begin, and until when that answer holds.
+    fn gate(&self, stage: Stage) -> Gate {
+        let Some(tx) = self.tx() else { return Gate::Open };
+        let rules = self.ports.machine.rules();
+        let vetoes = self.ports.machine.vetoes();
+        let now = self.ports.machine.now();
+        let conditions = Conditions {
+            now,
+            window: window::state(&rules.update.windows, &rules.zone, now),
+            download_in_window: rules.update.download == rustiot_config::UpdateDownload::Window,
+            metered_limit: rules.update.metered.then(|| rules.update.metered_limit.bytes()),
+            restarts: rules.update.reboot == UpdateReboot::Now,
+            vetoes: &vetoes,
+            max_deferral_s: rules.update.max_deferral.as_secs(),
+        };
+        let answer = gate::gate(stage, &tx, &conditions);
+        match &answer {
+            Gate::Vetoed(_) => self.count_deferral(),
+            Gate::Overrides(names) => {
+                self.vetoed.set(None);
+                eprintln!("restarting over the heads of {}", names.join(", "));
+                let names = names.clone();
+                if let Err(failure) = self.edit(|tx| tx.overridden = names) {
+                    eprintln!("{failure}");
+                }
+            }
+            _ => self.vetoed.set(None),
+        }
+        answer
+    }
+
+    /// Applications use up their patience only while nothing else stands in the way.
+    fn count_deferral(&self) {
+        let now = Instant::now();
+        let since = self.vetoed.replace(Some(now)).map_or(Duration::ZERO, |then| now - then).as_secs();
+        let Some(before) = self.tx.borrow().as_ref().map(|tx| tx.deferred_s) else { return };
+        let after = before.saturating_add(since);
+        if before / DEFERRAL_STORED_EVERY != after / DEFERRAL_STORED_EVERY {
+            if let Err(failure) = self.edit(|tx| tx.deferred_s = after) {
+                eprintln!("{failure}");
+            }
+        } else if let Some(tx) = self.tx.borrow_mut().as_mut() {
+            tx.deferred_s = after;
+        }
+    }
+
+    /// Says why a stage does not begin, and when it is looked at again.
+    fn wait_at(&mut self, phase: Phase, gate: Gate, then: Job) {
+        let name = self.tx().map(|tx| tx.name().to_owned()).unwrap_or_default();
+        let (why, pause) = match gate {
+            Gate::Open | Gate::Overrides(_) => (String::new(), Duration::ZERO),
+            Gate::Held(why) => (why, GATE_EVERY),
+            Gate::Vetoed(why) => (why, VETO_EVERY),
+            Gate::Later { why, at } => {
+                let left = at.map(|at| Duration::from_secs(at.saturating_sub(self.ports.machine.now())));
+                (why, left.unwrap_or(GATE_EVERY).clamp(Duration::from_secs(1), GATE_EVERY))
+            }
+        };
+        self.publish(phase, &format!("{name} {why}"));
+        self.after(pause, then);
+    }
+
     /// Looks at the ledger, publishes where things stand and plans the next step.
     async fn settle(&mut self) {
-        let record = match self.ledger.record() {
+        let record = match self.ports.ledger.record() {
             Ok(record) => record,
             Err(failure) => {
                 self.refuse(failure);
@@ -143,21 +277,21 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
                 return self.after(Duration::from_secs(30), Job::Look);
             }
         };
-        if self.tx.is_none() {
-            self.tx = reconcile::adopt(&record, &self.here, self.machine.now());
+        if self.tx.borrow().is_none() {
+            *self.tx.borrow_mut() = reconcile::adopt(&record, &self.here, self.ports.machine.now());
         }
         self.next = None;
-        match situation(&record, &self.here, self.tx.as_ref()) {
-            Situation::Nothing => self.publish(Phase::Idle, ""),
+        let tx = self.tx();
+        match situation(&record, &self.here, tx.as_ref()) {
+            Situation::Nothing => self.rest(""),
             Situation::Writing => self.settle_writing(&record.phase).await,
-            Situation::Ready => {
-                if self.tx.as_ref().is_some_and(|tx| tx.approved || tx.request.hold != Hold::Activate) {
+            Situation::Ready => match self.gate(Stage::Activate) {
+                Gate::Open | Gate::Overrides(_) if tx.is_some() => {
                     self.publish(Phase::Activating, "about to make the next boot the trial");
                     self.after(Duration::ZERO, Job::Activate);
-                } else {
-                    self.publish(Phase::Installed, "installed; waits for `rustiot update activate`");
                 }
-            }
+                shut => self.wait_at(Phase::Installed, shut, Job::Look),
+            },
             Situation::Interrupted { attempts, stable: true } => {
                 let pause = trial_delay(attempts);
                 self.publish(
@@ -175,15 +309,10 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
                 );
                 self.after(LOOK_EVERY, Job::Look);
             }
-            Situation::Armed => {
-                let restart = self.machine.reboots_itself()
-                    && self.tx.as_ref().is_none_or(|tx| tx.request.hold != Hold::Reboot);
-                if restart {
-                    self.plan_reboot();
-                } else {
-                    self.publish(Phase::Activated, "the next boot is the trial; waits for a restart");
-                }
-            }
+            Situation::Armed => match self.gate(Stage::Reboot) {
+                Gate::Open | Gate::Overrides(_) => self.plan_reboot(),
+                shut => self.wait_at(Phase::Activated, shut, Job::Look),
+            },
             Situation::OnTrial => {
                 self.publish(Phase::Trial, "this boot is the trial; committed after health checks and soak");
                 self.after(LOOK_EVERY, Job::Look);
@@ -194,9 +323,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
     }
 
     async fn settle_writing(&mut self, phase: &BootPhase) {
-        let Some(tx) = self.tx.clone() else { return self.publish(Phase::Idle, "") };
+        let Some(tx) = self.tx() else { return self.rest("") };
+        if *phase == BootPhase::Idle && (tx.stage == Stage::Download || tx.tries == 0) {
+            // Nothing was begun that could have been cut off, or what was goes on from the cache.
+            return self.after(Duration::ZERO, Job::Step);
+        }
         let same_boot = tx.tried_boot.as_deref() == Some(self.here.boot_id.as_str());
-        if same_boot && self.installer.busy().await.unwrap_or(false) {
+        if same_boot && self.ports.installer.busy().await.unwrap_or(false) {
             self.publish(Phase::Installing, "RAUC is writing");
             return self.after(LOOK_EVERY, Job::Look);
         }
@@ -206,11 +339,11 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             let wanted = tx.release.as_ref().map(|r| r.manifest_hash.as_str());
             let complete = match (same_boot, tx.slot) {
                 (true, Some(slot)) => {
-                    matches!(self.installer.written(slot).await, Ok(Some(hash)) if Some(hash.as_str()) == wanted)
+                    matches!(self.ports.installer.written(slot).await, Ok(Some(hash)) if Some(hash.as_str()) == wanted)
                 }
                 _ => false,
             };
-            if let Err(failure) = self.ledger.apply(Event::WriteFinished { ok: complete }) {
+            if let Err(failure) = self.ports.ledger.apply(Event::WriteFinished { ok: complete }) {
                 return self.give_up(Outcome::Failed, failure);
             }
             if complete {
@@ -221,6 +354,19 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             &tx,
             Failure::new(Kind::Interrupted, "the install was interrupted (power cut or restart)"),
         );
+    }
+
+    /// Nothing is under way: says what is available, if anything is.
+    fn rest(&mut self, message: &str) {
+        match self.offer.as_ref().and_then(|(plan, _)| plan.version()) {
+            Some(version) if message.is_empty() => {
+                let message =
+                    format!("{version} is available: `rustiot update plan`, `rustiot update install`");
+                self.publish(Phase::Available, &message);
+            }
+            Some(_) => self.publish(Phase::Available, message),
+            None => self.publish(Phase::Idle, message),
+        }
     }
 
     fn retry_or_give_up(&mut self, tx: &Transaction, failure: Failure) {
@@ -235,20 +381,22 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
         );
         self.refuse(failure);
         self.publish(Phase::WaitingToRetry, &message);
-        self.after(pause, Job::Install);
+        self.after(pause, Job::Step);
     }
 
-    async fn command(&mut self, command: Command) {
+    async fn command(&mut self, command: Command, commands: &mut mpsc::Receiver<Command>) {
         if self.leaving {
             return answer_no(command, &Failure::new(Kind::NotNow, "the device is restarting"));
         }
         match command {
             Command::Install(request, reply) => {
-                if matches!(self.phase(), Phase::Idle | Phase::Trial | Phase::LateFallback) {
+                if matches!(self.phase(), Phase::Idle | Phase::Available | Phase::Trial | Phase::LateFallback)
+                {
                     // Health may have committed since the last look: then the way is free.
                     self.settle().await;
                 }
-                drop(reply.send(self.accept(request)));
+                let answer = self.accept(request, commands).await;
+                drop(reply.send(answer));
             }
             Command::Cancel(reply) => {
                 let result = self.cancel().await;
@@ -260,73 +408,189 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             }
             Command::Reboot(reply) => {
                 let result = match self.phase() {
-                    Phase::Activated | Phase::Rebooting => {
-                        self.plan_reboot();
-                        Ok(())
-                    }
+                    Phase::Activated | Phase::Rebooting => self.reboot_at_once(),
                     phase => Err(self.not_now("restart into a trial", phase)),
                 };
                 drop(reply.send(result));
             }
+            Command::Check(reply) => {
+                let answer = self.check_by_hand(commands).await;
+                drop(reply.send(answer));
+            }
+            Command::SetHold(..) | Command::Schedule(..) | Command::Policy(_) => {
+                let changes = !matches!(command, Command::Policy(_));
+                self.meanwhile(command);
+                match self.phase() {
+                    Phase::Available | Phase::Downloaded if changes && self.tx.borrow().is_some() => {
+                        self.after(Duration::ZERO, Job::Step);
+                    }
+                    Phase::Installed | Phase::Activated | Phase::Rebooting if changes => self.settle().await,
+                    _ => {}
+                }
+            }
         }
     }
 
-    fn accept(&mut self, request: Request) -> Result<String, Failure> {
-        if let Some(tx) = &self.tx {
-            let what = tx.release.as_ref().map_or(tx.request.source.as_str(), |r| r.version.as_str());
-            return Err(Failure::new(
-                Kind::Busy,
-                format!("{what} is being installed ({})", self.phase().as_str()),
-            )
-            .hint("`rustiot update status` shows it, `rustiot update cancel` takes it back"));
+    /// What can be answered at any time, also while something is going on.
+    fn meanwhile(&self, command: Command) {
+        match command {
+            Command::SetHold(hold, reply) => {
+                let answer = self.change("hold", |tx| tx.request.hold = hold);
+                drop(reply.send(answer));
+            }
+            Command::Schedule(stage, at, reply) => {
+                let answer = self.change("put off", |tx| {
+                    match at {
+                        0 => tx.not_before.remove(&stage),
+                        at => tx.not_before.insert(stage, at),
+                    };
+                });
+                drop(reply.send(answer));
+            }
+            Command::Policy(reply) => drop(reply.send(Ok(self.policy_now()))),
+            other => answer_no(
+                other,
+                &Failure::new(Kind::Busy, format!("busy: the phase is {}", self.phase().as_str()))
+                    .hint("`rustiot update status` shows it, `rustiot update cancel` takes it back"),
+            ),
         }
-        let source = &request.source;
+    }
+
+    fn change(&self, what: &str, change: impl FnOnce(&mut Transaction)) -> Result<(), Failure> {
+        match self.phase() {
+            Phase::Trial | Phase::LateFallback => Err(self.not_now(what, self.phase())),
+            _ if self.tx.borrow().is_none() => Err(Failure::new(Kind::NotNow, "nothing is being installed")
+                .hint("`rustiot update install` begins with what is available")),
+            _ => self.edit(change),
+        }
+    }
+
+    fn policy_now(&self) -> PolicyNow {
+        let rules = self.ports.machine.rules();
+        let update = &rules.update;
+        let now = self.ports.machine.now();
+        let window = window::state(&update.windows, &rules.zone, now);
+        let unknown = window::unknown_zones(&update.windows, &rules.zone);
+        PolicyNow {
+            policy: match update.policy {
+                UpdatePolicy::Auto => "auto",
+                UpdatePolicy::Check => "check",
+                UpdatePolicy::Manual => "manual",
+            }
+            .into(),
+            source: update.source.as_ref().map(ToString::to_string),
+            window_open: window.open,
+            window_changes: window.changes,
+            windows: update.windows.iter().map(ToString::to_string).collect(),
+            complaints: unknown
+                .iter()
+                .map(|name| format!("unknown time zone {name}: taken as UTC"))
+                .collect(),
+            metered: update.metered,
+            rate_limit: update.rate_limit.map(|rate| rate.bytes()),
+            vetoes: self.ports.machine.vetoes(),
+            max_deferral_s: update.max_deferral.as_secs(),
+            next_check: self
+                .polling
+                .due()
+                .map(|at| now.saturating_add(at.saturating_duration_since(Instant::now()).as_secs())),
+            reports_waiting: self.store.reports().len(),
+        }
+    }
+
+    /// A person's word stands above windows and vetoes; whose veto it was is kept.
+    fn reboot_at_once(&mut self) -> Result<(), Failure> {
+        let vetoes = self.ports.machine.vetoes();
+        let names = vetoes.iter().map(|veto| format!("{} ({})", veto.who, veto.why)).collect();
+        if self.tx.borrow().is_some() {
+            self.edit(|tx| (tx.by, tx.overridden) = (By::Person, names))?;
+        }
+        self.plan_reboot();
+        Ok(())
+    }
+
+    async fn accept(
+        &mut self,
+        request: Request,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> Result<String, Failure> {
+        let source = request.source.clone();
         if source.len() > SOURCE_BYTES || source.chars().any(char::is_control) {
             return Err(Failure::new(Kind::Usage, "the path or URL is too long or holds control characters"));
         }
-        if !is_remote(source) && !source.starts_with('/') {
+        if let Some(tx) = self.tx() {
+            let waits = matches!(self.phase(), Phase::Available | Phase::Downloaded | Phase::WaitingToRetry);
+            if source.is_empty() && waits {
+                return self.take_over(&request);
+            }
+            return Err(Failure::new(
+                Kind::Busy,
+                format!("{} is being installed ({})", tx.name(), self.phase().as_str()),
+            )
+            .hint("`rustiot update status` shows it, `rustiot update cancel` takes it back"));
+        }
+        if source.is_empty() {
+            return self.accept_available(request, commands).await;
+        }
+        if !is_remote(&source) && !source.starts_with('/') {
             return Err(Failure::new(
                 Kind::Usage,
                 format!("{source:?} is neither an absolute path nor an http(s) URL"),
             )
-            .hint("give the full path of a .raucb file, or http://… or https://…"));
+            .hint("give the full path of a .raucb file or of a repository's directory, or http://… or https://…"));
         }
+        if !is_remote(&source) && self.ports.machine.is_dir(&source) {
+            return self.accept_directory(request, commands).await;
+        }
+        let plan = is_remote(&source).then(|| Plan::plain(&source));
+        self.begin(request, plan, By::Person)
+    }
+
+    /// Starts a transaction; answers with its id.
+    fn begin(&mut self, request: Request, plan: Option<Plan>, by: By) -> Result<String, Failure> {
         let id = request.id.clone();
-        let tx = Transaction {
-            request,
-            release: None,
-            slot: None,
-            started_at: self.machine.now(),
-            started_boot: self.here.boot_id.clone(),
-            tries: 0,
-            broken_reads: 0,
-            tried_boot: None,
-            install_seconds: None,
-            approved: false,
-        };
+        let mut tx = Transaction::new(request, self.ports.machine.now(), &self.here.boot_id);
+        (tx.by, tx.plan) = (by, plan);
+        tx.stage = self.first_stage(&tx);
         self.store.set_transaction(Some(&tx))?;
-        self.tx = Some(tx);
+        *self.tx.borrow_mut() = Some(tx);
         self.status.send_modify(|s| s.progress = Progress::default());
-        self.publish(Phase::Checking, "looking at the bundle");
-        self.after(Duration::ZERO, Job::Install);
+        self.publish(Phase::Checking, "looking at what there is to do");
+        self.after(Duration::ZERO, Job::Step);
         Ok(id)
+    }
+
+    /// The next stage before anything is written.
+    async fn step(&mut self, commands: &mut mpsc::Receiver<Command>) {
+        let Some(tx) = self.tx() else { return self.settle().await };
+        match (self.gate(tx.stage), tx.stage) {
+            (Gate::Open | Gate::Overrides(_), Stage::Download) => self.download(commands).await,
+            (Gate::Open | Gate::Overrides(_), _) => self.install(commands).await,
+            (shut, stage) => {
+                self.session = None;
+                let fetched = stage == Stage::Install && tx.spent.download_s > 0;
+                let phase = if fetched { Phase::Downloaded } else { Phase::Available };
+                self.wait_at(phase, shut, Job::Step);
+            }
+        }
     }
 
     async fn approve(&mut self) -> Result<(), Failure> {
         let phase = self.phase();
-        if phase == Phase::Idle {
+        if matches!(phase, Phase::Idle | Phase::Available) && self.tx.borrow().is_none() {
             // Back to what the other slot holds, by hand: a trial like any other, if the policy allows it.
-            self.installer.activate().await?;
+            self.ports.installer.activate().await?;
             self.settle().await;
             return Ok(());
         }
         if !matches!(phase, Phase::Installed | Phase::WaitingToTryAgain | Phase::Activating) {
             return Err(self.not_now("activate", phase));
         }
-        if let Some(tx) = &mut self.tx {
-            tx.approved = true;
-            self.store.set_transaction(Some(tx))?;
-        }
+        // A person's word stands above windows. The restart that follows is still the applications' to put off.
+        self.edit(|tx| {
+            (tx.approved, tx.by) = (true, By::Person);
+            tx.not_before.remove(&Stage::Activate);
+        })?;
         self.publish(Phase::Activating, "about to make the next boot the trial");
         self.after(Duration::ZERO, Job::Activate);
         Ok(())
@@ -338,6 +602,9 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             Phase::Idle | Phase::LateFallback => {
                 return Err(Failure::new(Kind::NotNow, "nothing is being installed"));
             }
+            _ if self.tx.borrow().is_none() => {
+                return Err(Failure::new(Kind::NotNow, "nothing is being installed"));
+            }
             Phase::Trial => {
                 return Err(Failure::new(Kind::NotNow, "the new release is running already")
                     .hint("restart the device to go back: an unfinished trial returns to the old release"));
@@ -345,7 +612,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             _ => {}
         }
         if phase == Phase::Installing {
-            self.installer.abort().await?;
+            self.ports.installer.abort().await?;
         }
         self.forget_in_ledger()?;
         self.give_up(Outcome::Cancelled, Failure::new(Kind::Cancelled, "taken back"));
@@ -354,96 +621,134 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
 
     /// Makes the ledger give the transaction up, from whatever phase it is in.
     fn forget_in_ledger(&self) -> Result<(), Failure> {
-        match self.ledger.record()?.phase {
+        match self.ports.ledger.record()?.phase {
             BootPhase::Idle | BootPhase::LateFallback { .. } | BootPhase::Trial { .. } => Ok(()),
-            _ => self.ledger.apply(Event::Cancel),
+            _ => self.ports.ledger.apply(Event::Cancel),
         }
     }
 
     async fn install(&mut self, commands: &mut mpsc::Receiver<Command>) {
-        let Some(tx) = &mut self.tx else { return };
-        tx.tries = tx.tries.saturating_add(1);
-        tx.tried_boot = Some(self.here.boot_id.clone());
-        if let Err(failure) = self.store.set_transaction(Some(tx)) {
+        let started = self.edit(|tx| {
+            tx.tries = tx.tries.saturating_add(1);
+            tx.tried_boot = Some(self.here.boot_id.clone());
+        });
+        let Some(tx) = self.tx() else { return };
+        if let Err(failure) = started {
             return self.give_up(Outcome::Failed, failure);
         }
-        let tx = tx.clone();
         self.publish(Phase::Checking, "looking at the bundle");
-        let end = {
-            let attempt = self.attempt(tx.clone());
-            tokio::pin!(attempt);
-            loop {
-                tokio::select! {
-                    biased;
-                    command = commands.recv() => match command {
-                        Some(Command::Cancel(reply)) => break End::Cancelled(reply),
-                        Some(other) => answer_no(other, &Failure::new(Kind::Busy, "an install is running")
-                            .hint("`rustiot update status` shows it, `rustiot update cancel` takes it back")),
-                        // The service ends; the next one finds RAUC at work, or starts over.
-                        None => return,
-                    },
-                    end = &mut attempt => break end,
+        let began = Instant::now();
+        let end = match self.open_session(&tx).await {
+            Err(failure) => End::Failed { failure, announced: false },
+            Ok(()) => {
+                let attempt = self.attempt(tx.clone());
+                tokio::pin!(attempt);
+                loop {
+                    tokio::select! {
+                        biased;
+                        command = commands.recv() => match command {
+                            Some(Command::Cancel(reply)) => break End::Cancelled(reply),
+                            Some(other) => self.meanwhile(other),
+                            // The service ends; the next one finds RAUC at work, or starts over.
+                            None => return,
+                        },
+                        end = &mut attempt => break end,
+                    }
                 }
             }
         };
+        self.count_session(Stage::Install, began);
         match end {
-            End::Done(tx) => {
-                let stored = self.store.set_transaction(Some(&tx));
-                self.tx = Some(*tx);
-                if let Err(failure) = stored {
-                    self.refuse(failure);
-                }
+            End::Done => {
+                self.session = None;
+                self.ports.fetcher.forget();
                 self.settle().await;
             }
             End::Cancelled(reply) => {
-                let result = match self.installer.abort().await {
+                let result = match self.ports.installer.abort().await {
                     Ok(()) => self.forget_in_ledger(),
                     Err(failure) => Err(failure),
                 };
                 match &result {
                     Ok(()) => self.give_up(Outcome::Cancelled, Failure::new(Kind::Cancelled, "taken back")),
-                    // RAUC may still be writing: look, do not guess. The attempt knew more than we remember.
-                    Err(_) => {
-                        self.tx = self.store.transaction().or(self.tx.take());
-                        self.after(Duration::ZERO, Job::Look);
-                    }
+                    // RAUC may still be writing: look, do not guess, and let it read on.
+                    Err(_) => self.after(Duration::ZERO, Job::Look),
                 }
                 drop(reply.send(result));
             }
-            End::Failed { failure, announced } => {
-                let mut tx = tx;
-                if failure.kind == Kind::ReadFailed {
-                    tx.broken_reads = tx.broken_reads.saturating_add(1);
-                    if let Some(mine) = &mut self.tx {
-                        // Stored with the next start.
-                        mine.broken_reads = tx.broken_reads;
-                    }
-                    if tx.broken_reads >= READ_TRIES {
-                        let failure = failure.hint(
-                            "if the network is fine, the file on the server is damaged: compare its checksum with the original",
-                        );
-                        return self.give_up(Outcome::Failed, failure);
-                    }
-                }
-                // A first look that fails is the caller's to repeat; a later one is ours.
-                if failure.kind.is_transient() && (announced || tx.tries > 1) {
-                    return self.retry_or_give_up(&tx, failure);
-                }
-                let refused = !announced && matches!(failure.kind.exit_code(), 3 | 5);
-                self.give_up(if refused { Outcome::Refused } else { Outcome::Failed }, failure);
-            }
+            End::Failed { failure, announced } => self.install_failed(failure, announced),
         }
     }
 
+    fn install_failed(&mut self, failure: Failure, announced: bool) {
+        // While the network is away nothing is held against the way or counted.
+        let outage =
+            self.session.as_ref().and_then(Session::complaint).is_some_and(|c| c.kind.is_transient());
+        self.session = None;
+        let broken = failure.kind == Kind::ReadFailed && !outage;
+        // Stored with the next start.
+        if let Some(tx) = self.tx.borrow_mut().as_mut() {
+            if broken {
+                tx.broken_reads = tx.broken_reads.saturating_add(1);
+            }
+            if outage && announced {
+                tx.tries = tx.tries.saturating_sub(1).max(1);
+            }
+        }
+        let Some(tx) = self.tx() else { return };
+        let gives_up = tx.broken_reads >= READ_TRIES || !failure.kind.is_transient();
+        if failure.kind.is_of_the_way()
+            && gives_up
+            && tx.plan.as_ref().is_some_and(|p| tx.way + 1 < p.ways.len())
+        {
+            return self.next_way(failure);
+        }
+        if failure.kind == Kind::ReadFailed && tx.broken_reads >= READ_TRIES {
+            let failure = failure.hint(
+                "if the network is fine, the file on the server is damaged: compare its checksum with the original",
+            );
+            return self.give_up(Outcome::Failed, failure);
+        }
+        // A first look that fails is the caller's to repeat; a later one, or one that nobody waits for, is ours.
+        let ours = announced || tx.tries > 1 || tx.by == By::Policy;
+        if failure.kind.is_transient() && ours {
+            return self.retry_or_give_up(&tx, failure);
+        }
+        let refused = !announced && matches!(failure.kind.exit_code(), 3 | 5);
+        self.give_up(if refused { Outcome::Refused } else { Outcome::Failed }, failure);
+    }
+
     /// Checks, announces, writes, compares. Everything that it changes on the device is the ledger and RAUC's slot.
-    async fn attempt(&self, mut tx: Transaction) -> End {
+    async fn attempt(&self, tx: Transaction) -> End {
         let source = tx.request.source.clone();
+        let bundle = self.session.as_ref().map_or_else(|| source.clone(), Session::url);
         let early = |failure| End::Failed { failure, announced: false };
-        let manifest = match tokio::time::timeout(CHECK_LIMIT, self.installer.inspect(&source)).await {
+        if let Some(session) = &self.session {
+            // Somebody waits for the answer to the first look at a URL; everything else has time.
+            let plain = tx.current_way().is_some_and(|way| way.kind == WayKind::Plain);
+            let first = plain && tx.tries <= 1 && tx.by == By::Person;
+            let limit = if first { FIRST_LOOK_LIMIT } else { CHECK_LIMIT };
+            match tokio::time::timeout(limit, session.prepare()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) => return early(failure),
+                Err(_) => {
+                    let met = session.complaint().unwrap_or_else(|| {
+                        Failure::new(
+                            Kind::Unreachable,
+                            format!("{source} could not be read within {} s", limit.as_secs()),
+                        )
+                        .hint("check the network and the server")
+                    });
+                    return early(met);
+                }
+            }
+        }
+        let inspect = self.ports.installer.inspect(&bundle);
+        let manifest = match tokio::time::timeout(CHECK_LIMIT, inspect).await {
             Ok(Ok(manifest)) => manifest,
             Ok(Err(failure)) => {
-                let head = if is_remote(&source) { None } else { self.machine.head(&source) };
-                return early(refine(failure, &source, head));
+                let head = if is_remote(&bundle) { None } else { self.ports.machine.head(&source) };
+                return early(self.told(refine(failure, &source, head), &bundle, &source));
             }
             Err(_) => {
                 let mut failure = Failure::new(
@@ -451,13 +756,25 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
                     format!("{source} could not be read within {} s", CHECK_LIMIT.as_secs()),
                 )
                 .hint("check the network and the server");
-                if let Err(e) = self.installer.abort().await {
+                if let Err(e) = self.ports.installer.abort().await {
                     failure = failure.because(e.to_string());
                 }
-                return early(failure);
+                return early(self.told(failure, &bundle, &source));
             }
         };
-        let record = match self.ledger.record() {
+        let promised = tx.plan.as_ref().and_then(|plan| plan.release.as_ref());
+        if let Some(promised) = promised
+            && !manifest.hash.eq_ignore_ascii_case(&promised.manifest_hash)
+        {
+            return early(
+                Failure::new(
+                    Kind::Corrupt,
+                    format!("what came is another bundle than the {} of the repository", promised.version),
+                )
+                .hint("publish the release again"),
+            );
+        }
+        let record = match self.ports.ledger.record() {
             Ok(record) => record,
             Err(failure) => return early(failure),
         };
@@ -474,7 +791,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             target,
             capacity: ["root", "boot"]
                 .iter()
-                .filter_map(|class| Some(((*class).to_owned(), self.disk.capacity(&partition(class))?)))
+                .filter_map(|class| Some(((*class).to_owned(), self.ports.disk.capacity(&partition(class))?)))
                 .collect(),
         };
         let release = match bundle::check(&source, &manifest, &device, tx.request.force) {
@@ -494,53 +811,69 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
         }
         let announce =
             Event::Announce { id: tx.request.id.clone(), release: release.clone(), force: tx.request.force };
-        if let Err(failure) = self.ledger.apply(announce) {
+        if let Err(failure) = self.ports.ledger.apply(announce) {
             return early(failure);
         }
-        tx.release = Some(release.clone());
-        tx.slot = Some(target);
-        let result = match self.store.set_transaction(Some(&tx)) {
-            Ok(()) => self.write(&tx, &release.manifest_hash, manifest.total()).await,
+        let stored = self.edit(|tx| (tx.release, tx.slot) = (Some(release.clone()), Some(target)));
+        let order = Order {
+            source: bundle.clone(),
+            id: tx.request.id.clone(),
+            manifest_hash: release.manifest_hash.clone(),
+        };
+        let result = match stored {
+            Ok(()) => self.write(&order, target, manifest.total()).await,
             Err(failure) => Err(failure),
         };
-        match (result, &mut tx) {
-            (Ok(seconds), tx) => {
-                tx.install_seconds = Some(seconds);
-                match self.ledger.apply(Event::WriteFinished { ok: true }) {
-                    Ok(()) => End::Done(Box::new(tx.clone())),
-                    Err(failure) => End::Failed { failure, announced: true },
+        let failure = match result {
+            Ok(seconds) => {
+                let complete = self.ports.ledger.apply(Event::WriteFinished { ok: true });
+                match complete.and_then(|()| self.edit(|tx| tx.install_seconds = Some(seconds))) {
+                    Ok(()) => return End::Done,
+                    Err(failure) => return End::Failed { failure, announced: true },
                 }
             }
-            (Err(mut failure), _) => {
-                if let Err(e) = self.ledger.apply(Event::WriteFinished { ok: false }) {
-                    failure = failure.because(e.to_string());
-                }
-                End::Failed { failure, announced: true }
+            Err(failure) => self.told(failure, &bundle, &source),
+        };
+        let failure = match self.ports.ledger.apply(Event::WriteFinished { ok: false }) {
+            Ok(()) => failure,
+            Err(e) => failure.because(e.to_string()),
+        };
+        End::Failed { failure, announced: true }
+    }
+
+    /// What people are told of a failure behind the proxy: the bundle's own address, and what the proxy met, which is
+    /// nearer to the cause than RAUC's words about a server on this device.
+    fn told(&self, mut failure: Failure, bundle: &str, source: &str) -> Failure {
+        let Some(session) = &self.session else { return failure };
+        failure.message = failure.message.replace(bundle, source);
+        failure.chain.iter_mut().for_each(|cause| *cause = cause.replace(bundle, source));
+        let about_reading = failure.kind.is_of_the_way()
+            || failure.kind.is_transient()
+            || matches!(failure.kind, Kind::Installer | Kind::BadManifest);
+        match session.complaint() {
+            Some(mut met) if about_reading => {
+                met.chain.push(failure.message);
+                met.chain.append(&mut failure.chain);
+                met
             }
+            _ => failure,
         }
     }
 
     /// Lets RAUC write and watches that it does. Seconds it took.
-    async fn write(&self, tx: &Transaction, manifest_hash: &str, total: u64) -> Result<u64, Failure> {
-        let slot = tx.slot.unwrap_or(!self.here.slot);
+    async fn write(&self, order: &Order, slot: Slot, total: u64) -> Result<u64, Failure> {
         let counter = || {
-            let of = |class| self.disk.written(&format!("{class}-{slot}")).unwrap_or(0);
+            let of = |class| self.ports.disk.written(&format!("{class}-{slot}")).unwrap_or(0);
             u64::saturating_add(of("root"), of("boot"))
         };
         let before = counter();
         self.status.send_modify(|s| {
-            s.transaction = Some(tx.clone());
-            s.progress = Progress { total, ..Progress::default() };
+            s.progress = Progress { total, transfer: s.progress.transfer, ..Progress::default() };
         });
         self.publish(Phase::Installing, "RAUC is writing the other slot");
-        let order = Order {
-            source: tx.request.source.clone(),
-            id: tx.request.id.clone(),
-            manifest_hash: manifest_hash.to_owned(),
-        };
         let started = Instant::now();
         let moved = std::cell::Cell::new(started);
-        let install = self.installer.install(&order, |percent, step| {
+        let install = self.ports.installer.install(order, |percent, step| {
             moved.set(Instant::now());
             self.status.send_modify(|s| (s.progress.percent, s.progress.step) = (percent, step.to_owned()));
         });
@@ -560,12 +893,22 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
                         moved.set(Instant::now());
                         self.status.send_modify(|s| s.progress.bytes = bytes);
                     }
+                    if self.show_transfer() {
+                        moved.set(Instant::now());
+                    }
                     if moved.get().elapsed() >= STALL_LIMIT {
+                        // An outage is the proxy's business, and it ends by itself.
+                        let met = self.session.as_ref().and_then(Session::complaint);
+                        if let Some(met) = met.filter(|met| met.kind.is_transient()) {
+                            self.publish(Phase::Installing, &format!("{met}; goes on when the network does"));
+                            moved.set(Instant::now());
+                            continue;
+                        }
                         let mut failure = Failure::new(
                             Kind::Stalled,
                             format!("nothing was written for {} minutes", STALL_LIMIT.as_secs() / 60),
                         ).hint("check the network and the server; the install is started again");
-                        if let Err(e) = self.installer.abort().await {
+                        if let Err(e) = self.ports.installer.abort().await {
                             failure = failure.because(e.to_string());
                         }
                         return Err(failure);
@@ -574,23 +917,24 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             }
         }
         // The bundle was read twice, for the check and for the write: it must have been the same one.
-        match self.installer.written(slot).await? {
-            Some(hash) if hash.eq_ignore_ascii_case(manifest_hash) => Ok(started.elapsed().as_secs()),
+        match self.ports.installer.written(slot).await? {
+            Some(hash) if hash.eq_ignore_ascii_case(&order.manifest_hash) => Ok(started.elapsed().as_secs()),
             _ => Err(Failure::new(Kind::Corrupt, "RAUC wrote another release than the one that was checked")
                 .hint("the file on the server changed in between; install it again")),
         }
     }
 
     async fn activate(&mut self) {
+        match self.gate(Stage::Activate) {
+            Gate::Open | Gate::Overrides(_) => {}
+            shut => return self.wait_at(Phase::Installed, shut, Job::Look),
+        }
         self.publish(Phase::Activating, "telling the loader to try the new release next");
-        match self.installer.activate().await {
+        match self.ports.installer.activate().await {
             Ok(()) => {
-                if let Some(tx) = &mut self.tx {
-                    tx.approved = true;
-                    // Only a convenience for the next start: an activated slot is in the ledger.
-                    if let Err(failure) = self.store.set_transaction(Some(tx)) {
-                        self.refuse(failure);
-                    }
+                // Only a convenience for the next start: an activated slot is in the ledger.
+                if let Err(failure) = self.edit(|tx| tx.approved = true) {
+                    self.refuse(failure);
                 }
                 self.settle().await;
             }
@@ -604,15 +948,15 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
     }
 
     fn plan_reboot(&mut self) {
-        let version =
-            self.tx.as_ref().and_then(|tx| tx.release.as_ref()).map_or("the new release", |r| &r.version);
+        let version = self.tx().and_then(|tx| Some(tx.known_release()?.version.clone()));
+        let version = version.unwrap_or_else(|| "the new release".into());
         let message = format!("restarts into {version} in {} s", self.policy.grace.as_secs());
         self.publish(Phase::Rebooting, &message);
         self.after(self.policy.grace, Job::Reboot);
     }
 
     async fn reboot(&mut self) {
-        match self.machine.reboot().await {
+        match self.ports.machine.reboot().await {
             Ok(()) => self.leaving = true,
             Err(failure) => {
                 let message = format!("{failure}; waits for a restart");
@@ -626,7 +970,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
         let message = format!("slot {from} stopped booting ({reason}); this boot runs the other slot");
         let known = |e: &HistoryEntry| e.result == Outcome::LateFallback && e.ended_boot == self.here.boot_id;
         if !self.status.borrow().history.iter().any(known) {
-            let now = self.machine.now();
+            let now = self.ports.machine.now();
             let entry = HistoryEntry {
                 transaction: String::new(),
                 source: String::new(),
@@ -641,6 +985,11 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
                 ended_boot: self.here.boot_id.clone(),
                 install_tries: 0,
                 install_seconds: None,
+                by: By::Policy,
+                way: None,
+                failed_ways: Vec::new(),
+                spent: Default::default(),
+                overridden: Vec::new(),
             };
             self.record_end(entry);
         }
@@ -658,37 +1007,58 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             Some(failure) => self.refuse(failure.clone()),
             None => self.set_why(None),
         }
-        let Some(tx) = self.tx.take() else { return self.publish(Phase::Idle, "") };
-        let what = tx.release.as_ref().map_or(tx.request.source.as_str(), |r| r.version.as_str()).to_owned();
+        self.session = None;
+        self.vetoed.set(None);
+        let Some(tx) = self.tx.take() else { return self.rest("") };
+        if tx.plan.is_some() {
+            self.ports.fetcher.forget();
+        }
+        let what = tx.name().to_owned();
+        if self.offer.as_ref().is_some_and(|(plan, _)| plan.release.as_ref() == tx.known_release()) {
+            // What has just been installed, refused or taken back is no news any more.
+            self.offer = None;
+        }
         let message = match (&why, result) {
             (None, _) => format!("{what} is committed"),
             (Some(failure), Outcome::Cancelled) => format!("{what}: {failure}"),
             (Some(failure), _) => failure.to_string(),
         };
+        let way = tx.current_way().map(|way| way.kind.as_str().to_owned());
         let entry = HistoryEntry {
+            release: tx.known_release().cloned(),
             transaction: tx.request.id,
             source: tx.request.source,
-            release: tx.release,
             slot: tx.slot,
             result,
             why,
             log,
             started_at: tx.started_at,
-            ended_at: self.machine.now(),
+            ended_at: self.ports.machine.now(),
             started_boot: tx.started_boot,
             ended_boot: self.here.boot_id.clone(),
             install_tries: tx.tries,
             install_seconds: tx.install_seconds,
+            by: tx.by,
+            way,
+            failed_ways: tx.failed_ways,
+            spent: tx.spent,
+            overridden: tx.overridden,
         };
         self.record_end(entry);
         // After the history: a power cut in between finds the same end once more, which the history ignores.
         if let Err(failure) = self.store.set_transaction(None) {
             self.refuse(failure);
         }
-        self.publish(Phase::Idle, &message);
+        self.rest(&message);
     }
 
     fn record_end(&mut self, entry: HistoryEntry) {
+        if self.ports.machine.rules().update.report_url.is_some() {
+            let report = serde_json::to_value(&entry).unwrap_or_default();
+            if let Err(failure) = self.store.add_report(report) {
+                eprintln!("{failure}: {}", failure.chain.join(": "));
+            }
+        }
         match self.store.append(entry.clone()) {
             Ok(history) => self.status.send_modify(|s| s.history = history),
             Err(failure) => {
@@ -700,11 +1070,12 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
 
     /// Publishes a refusal or failure and remembers it.
     fn refuse(&self, failure: Failure) {
+        let tx = self.tx();
         let why = Why {
-            transaction: self.tx.as_ref().map(|tx| tx.request.id.clone()).unwrap_or_default(),
-            source: self.tx.as_ref().map(|tx| tx.request.source.clone()).unwrap_or_default(),
-            version: self.tx.as_ref().and_then(|tx| tx.release.as_ref()).map(|r| r.version.clone()),
-            at: self.machine.now(),
+            transaction: tx.as_ref().map(|tx| tx.request.id.clone()).unwrap_or_default(),
+            source: tx.as_ref().map(|tx| tx.request.source.clone()).unwrap_or_default(),
+            version: tx.as_ref().and_then(|tx| Some(tx.known_release()?.version.clone())),
+            at: self.ports.machine.now(),
             failure,
         };
         self.set_why(Some(why));
@@ -723,16 +1094,21 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
             let status = self.status.borrow();
             (status.phase != phase, status.message != message)
         };
-        if phase_is_new || message_is_new || self.status.borrow().transaction != self.tx {
+        let tx = self.tx();
+        let plan = match &tx {
+            Some(tx) => tx.plan.clone(),
+            None => self.offer.as_ref().map(|(plan, _)| plan.clone()),
+        };
+        let others_are_new = {
+            let status = self.status.borrow();
+            status.transaction != tx || status.plan != plan
+        };
+        if phase_is_new || message_is_new || others_are_new {
             if phase_is_new || (message_is_new && !message.is_empty()) {
                 eprintln!("{}{}{message}", phase.as_str(), if message.is_empty() { "" } else { ": " });
             }
             self.status.send_modify(|s| {
-                (s.phase, s.message) = (phase, message.to_owned());
-                // During an attempt the transaction's own copy is further than the engine's.
-                if !matches!(phase, Phase::Installing) || s.transaction.is_none() {
-                    s.transaction.clone_from(&self.tx);
-                }
+                (s.phase, s.message, s.transaction, s.plan) = (phase, message.to_owned(), tx, plan);
             });
         }
     }
@@ -754,9 +1130,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine> Engine<I, L, D, M> {
 fn answer_no(command: Command, failure: &Failure) {
     match command {
         Command::Install(_, reply) => drop(reply.send(Err(failure.clone()))),
-        Command::Cancel(reply) | Command::Activate(reply) | Command::Reboot(reply) => {
-            drop(reply.send(Err(failure.clone())));
-        }
+        Command::Cancel(reply)
+        | Command::Activate(reply)
+        | Command::Reboot(reply)
+        | Command::SetHold(_, reply)
+        | Command::Schedule(_, _, reply) => drop(reply.send(Err(failure.clone()))),
+        Command::Check(reply) => drop(reply.send(Err(failure.clone()))),
+        Command::Policy(reply) => drop(reply.send(Err(failure.clone()))),
     }
 }
 

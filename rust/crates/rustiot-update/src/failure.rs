@@ -74,6 +74,16 @@ pub enum Kind {
     FellBack,
     /// The device's own state cannot be read or written.
     State,
+    /// There is nothing to install.
+    NothingNew,
+    /// The repository has it, but not for this device, or not yet.
+    NotOffered,
+    /// The repository no longer offers what was about to be installed, or offers something newer.
+    Withdrawn,
+    /// No way leads from what runs here to the release, or none is left.
+    NoWay,
+    /// The repository's signed metadata cannot be trusted.
+    Untrusted,
 }
 
 impl Kind {
@@ -90,7 +100,8 @@ impl Kind {
             | Self::NotYetValid
             | Self::Expired
             | Self::PlainFormat
-            | Self::Corrupt => 5,
+            | Self::Corrupt
+            | Self::Untrusted => 5,
             Self::Denied
             | Self::NotNow
             | Self::WrongBoard
@@ -98,7 +109,10 @@ impl Kind {
             | Self::BelowFloor
             | Self::KnownBad
             | Self::AlreadyRunning
-            | Self::TooLarge => 3,
+            | Self::TooLarge
+            | Self::NothingNew
+            | Self::NotOffered
+            | Self::Withdrawn => 3,
             Self::NotFound
             | Self::Unauthorized
             | Self::Unreachable
@@ -112,7 +126,8 @@ impl Kind {
             | Self::Interrupted
             | Self::Cancelled
             | Self::FellBack
-            | Self::State => 1,
+            | Self::State
+            | Self::NoWay => 1,
         }
     }
 
@@ -127,6 +142,23 @@ impl Kind {
                 | Self::Stalled
                 | Self::Interrupted
                 | Self::Busy
+        )
+    }
+
+    /// Whether another way to the same bundle may do what this one did not.
+    #[must_use]
+    pub fn is_of_the_way(self) -> bool {
+        matches!(
+            self,
+            Self::NotABundle
+                | Self::Truncated
+                | Self::Oversized
+                | Self::Corrupt
+                | Self::NotFound
+                | Self::Unauthorized
+                | Self::NoRanges
+                | Self::ReadFailed
+                | Self::NoSpace
         )
     }
 }

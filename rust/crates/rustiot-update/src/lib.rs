@@ -10,13 +10,25 @@ mod dbus;
 mod disk;
 mod engine;
 mod failure;
+mod fetch;
+mod gate;
+mod plan;
 mod ports;
 mod rauc;
 mod reconcile;
+mod report;
+mod repository;
 mod status;
 mod store;
+mod veto;
+mod web;
+mod window;
 
 pub use daemon::{STATUS_FILE, loader, main};
 pub use dbus::{Error, NAME, PATH, Update1Proxy, system_bus};
 pub use failure::{Failure, Kind};
-pub use status::{HistoryEntry, Hold, Outcome, Phase, Progress, Request, Status, Transaction, Why};
+pub use plan::{Plan, Way, WayKind};
+pub use status::{
+    By, Check, FailedWay, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Spent, Stage,
+    Status, Transaction, Transfer, Veto, Why,
+};

@@ -128,6 +128,7 @@ pub fn adopt(record: &Record, here: &Here, now: u64) -> Option<Transaction> {
         tried_boot: None,
         install_seconds: None,
         approved: matches!(record.phase, BootPhase::Armed(_) | BootPhase::Trial { .. }),
+        ..Transaction::new(Request::default(), now, "")
     })
 }
 

@@ -3,10 +3,13 @@
 //! Pure types with one JSON form for the bus, the status file, the history file and the command line
 //! (`docs/contracts/update-dbus.md`). They decide nothing.
 
+use std::collections::BTreeMap;
+
 use rustiot_boot::{Release, Slot};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::plan::{Plan, Way};
 
 /// Where an update stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,8 +18,14 @@ pub enum Phase {
     /// Nothing is under way.
     #[default]
     Idle,
-    /// The bundle is looked at; nothing has been written.
+    /// The repository is asked, or the bundle is looked at; nothing has been written.
     Checking,
+    /// A release is there; its download waits for a person, a window or a time.
+    Available,
+    /// A file of the release comes into the cache.
+    Downloading,
+    /// Complete in the cache; the install waits for a person, a window or a time.
+    Downloaded,
     /// RAUC writes the other slot.
     Installing,
     /// An install was interrupted and starts over later.
@@ -44,6 +53,9 @@ impl Phase {
         match self {
             Self::Idle => "idle",
             Self::Checking => "checking",
+            Self::Available => "available",
+            Self::Downloading => "downloading",
+            Self::Downloaded => "downloaded",
             Self::Installing => "installing",
             Self::WaitingToRetry => "waiting-to-retry",
             Self::Installed => "installed",
@@ -68,6 +80,75 @@ pub struct Progress {
     pub total: u64,
     /// RAUC's current step.
     pub step: String,
+    /// What comes over the network.
+    #[serde(default)]
+    pub transfer: Transfer,
+}
+
+/// What comes over the network, in this attempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Bytes that came over the network.
+    pub fetched: u64,
+    /// Bytes of the bundle that were on the device already (running slot, cache of an earlier attempt).
+    pub reused: u64,
+    /// Bytes of the file that is fetched; 0 while it is not known.
+    pub total: u64,
+    /// Bytes a second.
+    pub rate: u64,
+    /// Seconds that are left at this rate; 0 while it is not known.
+    pub eta: u64,
+}
+
+/// A part of an update that can be held back, put off to a time or bound to windows by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Bring the file into the cache.
+    Download,
+    /// Write the other slot.
+    #[default]
+    Install,
+    /// Make the next boot the trial.
+    Activate,
+    /// Restart into it.
+    Reboot,
+}
+
+impl Stage {
+    /// Reads its name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "download" => Some(Self::Download),
+            "install" => Some(Self::Install),
+            "activate" => Some(Self::Activate),
+            "reboot" => Some(Self::Reboot),
+            _ => None,
+        }
+    }
+
+    /// Its name on the bus and in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Download => "download",
+            Self::Install => "install",
+            Self::Activate => "activate",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
+/// Who wants it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum By {
+    /// A person, or a program in a person's place: windows and metered links do not bind it.
+    #[default]
+    Person,
+    /// The configuration.
+    Policy,
 }
 
 /// What to leave to a person.
@@ -77,6 +158,10 @@ pub enum Hold {
     /// Nothing: activate, and restart as the configuration says.
     #[default]
     None,
+    /// Fetch nothing yet.
+    Download,
+    /// Download only.
+    Install,
     /// Install only.
     Activate,
     /// Install and activate, and do not restart.
@@ -89,19 +174,33 @@ impl Hold {
     pub fn parse(text: &str) -> Option<Self> {
         match text {
             "none" => Some(Self::None),
+            "download" => Some(Self::Download),
+            "install" => Some(Self::Install),
             "activate" => Some(Self::Activate),
             "reboot" => Some(Self::Reboot),
             _ => None,
         }
     }
+
+    /// The stage before which it stops.
+    #[must_use]
+    pub fn stage(self) -> Option<Stage> {
+        match self {
+            Self::None => None,
+            Self::Download => Some(Stage::Download),
+            Self::Install => Some(Stage::Install),
+            Self::Activate => Some(Stage::Activate),
+            Self::Reboot => Some(Stage::Reboot),
+        }
+    }
 }
 
 /// What somebody asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// Transaction id (UUID).
     pub id: String,
-    /// Absolute path or HTTP(S) URL of the bundle.
+    /// Absolute path or HTTP(S) URL of the bundle, or of the repository that the plan is from.
     pub source: String,
     /// What to leave to a person.
     #[serde(default)]
@@ -142,6 +241,110 @@ pub struct Transaction {
     /// Somebody called `Activate`, or nothing held it back: an interrupted trial may be repeated.
     #[serde(default)]
     pub approved: bool,
+    /// Who wants it.
+    #[serde(default)]
+    pub by: By,
+    /// What is to be done next, before anything is written.
+    #[serde(default)]
+    pub stage: Stage,
+    /// What is installed and how to get it, where that is known beforehand.
+    #[serde(default)]
+    pub plan: Option<Plan>,
+    /// Which way of the plan is gone at present.
+    #[serde(default)]
+    pub way: usize,
+    /// Ways that did not lead to the end, in order.
+    #[serde(default)]
+    pub failed_ways: Vec<FailedWay>,
+    /// Stages that may not begin before a time, Unix seconds.
+    #[serde(default)]
+    pub not_before: BTreeMap<Stage, u64>,
+    /// How often a download was started.
+    #[serde(default)]
+    pub fetch_tries: u32,
+    /// Bytes and seconds so far, without the attempt that runs.
+    #[serde(default)]
+    pub spent: Spent,
+    /// Seconds for which applications have put off the restart.
+    #[serde(default)]
+    pub deferred_s: u64,
+    /// Applications whose veto was overridden, with their reasons.
+    #[serde(default)]
+    pub overridden: Vec<String>,
+}
+
+impl Transaction {
+    /// A transaction for which nothing has been done.
+    #[must_use]
+    pub fn new(request: Request, started_at: u64, started_boot: &str) -> Self {
+        Self {
+            request,
+            release: None,
+            slot: None,
+            started_at,
+            started_boot: started_boot.to_owned(),
+            tries: 0,
+            broken_reads: 0,
+            tried_boot: None,
+            install_seconds: None,
+            approved: false,
+            by: By::Person,
+            stage: Stage::Install,
+            plan: None,
+            way: 0,
+            failed_ways: Vec::new(),
+            not_before: BTreeMap::new(),
+            fetch_tries: 0,
+            spent: Spent::default(),
+            deferred_s: 0,
+            overridden: Vec::new(),
+        }
+    }
+
+    /// The way that is gone at present; none for a file of this device.
+    #[must_use]
+    pub fn current_way(&self) -> Option<&Way> {
+        self.plan.as_ref()?.ways.get(self.way)
+    }
+
+    /// The release, from its manifest or from the plan.
+    #[must_use]
+    pub fn known_release(&self) -> Option<&Release> {
+        self.release.as_ref().or_else(|| self.plan.as_ref()?.release.as_ref())
+    }
+
+    /// What to call it in a sentence.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.known_release().map_or(self.request.source.as_str(), |r| r.version.as_str())
+    }
+}
+
+/// A way that did not lead to the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedWay {
+    /// Its kind.
+    pub way: String,
+    /// Bytes that were fetched for it.
+    pub fetched: u64,
+    /// Why.
+    pub failure: Failure,
+}
+
+/// Bytes and seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Spent {
+    /// Bytes that came over the network.
+    pub fetched: u64,
+    /// Bytes that were on the device already.
+    pub reused: u64,
+    /// Bytes that reached the slot's partitions.
+    pub written: u64,
+    /// Seconds of downloads.
+    pub download_s: u64,
+    /// Seconds of installs, also of those that failed.
+    pub install_s: u64,
 }
 
 /// How a transaction ended.
@@ -192,6 +395,79 @@ pub struct HistoryEntry {
     pub install_tries: u32,
     /// Seconds that the successful install took.
     pub install_seconds: Option<u64>,
+    /// Who wanted it.
+    #[serde(default)]
+    pub by: By,
+    /// Kind of the way by which it came in the end.
+    #[serde(default)]
+    pub way: Option<String>,
+    /// Ways that were tried before.
+    #[serde(default)]
+    pub failed_ways: Vec<FailedWay>,
+    /// Bytes and seconds.
+    #[serde(default)]
+    pub spent: Spent,
+    /// Applications whose veto against the restart was overridden.
+    #[serde(default)]
+    pub overridden: Vec<String>,
+}
+
+/// What the last look at the repository found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Unix time, seconds.
+    pub at: u64,
+    /// The repository.
+    pub source: String,
+    /// `available`, or the word for why there is nothing: `up-to-date`, `later`, `not-yet`, `paused`, …, `failed`.
+    pub result: String,
+    /// The release that was found or refused, where known.
+    pub version: Option<String>,
+    /// One line for people.
+    pub message: String,
+    /// Bytes that the look took.
+    pub bytes: u64,
+    /// Looks in a row that failed.
+    #[serde(default)]
+    pub failures: u32,
+}
+
+/// An application that puts off the restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Veto {
+    /// Who.
+    pub who: String,
+    /// Why, as it says.
+    pub why: String,
+}
+
+/// What the device may do by itself, and what stands against it now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyNow {
+    /// `auto`, `check` or `manual`.
+    pub policy: String,
+    /// The repository, if there is one.
+    pub source: Option<String>,
+    /// Whether a window is open.
+    pub window_open: bool,
+    /// When that changes, Unix seconds; none when it never does.
+    pub window_changes: Option<u64>,
+    /// The windows.
+    pub windows: Vec<String>,
+    /// What is wrong with them.
+    pub complaints: Vec<String>,
+    /// The link is metered.
+    pub metered: bool,
+    /// Most bytes a second.
+    pub rate_limit: Option<u64>,
+    /// Applications that put off a restart now.
+    pub vetoes: Vec<Veto>,
+    /// Seconds for which they can.
+    pub max_deferral_s: u64,
+    /// When the repository is looked at next, Unix seconds.
+    pub next_check: Option<u64>,
+    /// Outcomes that wait to be posted.
+    pub reports_waiting: usize,
 }
 
 /// The last refusal or failure, with what it was about.
@@ -221,6 +497,12 @@ pub struct Status {
     pub progress: Progress,
     /// One line for people: what is happening or waited for.
     pub message: String,
+    /// What is or would be installed, and how: of the transaction under way, or of what the last look found.
+    #[serde(default)]
+    pub plan: Option<Plan>,
+    /// The last look at the repository.
+    #[serde(default)]
+    pub check: Option<Check>,
     /// The last refusal or failure; gone with the next commit.
     pub why: Option<Why>,
     /// Ended transactions, newest last, bounded.
@@ -236,6 +518,9 @@ mod tests {
         for phase in [
             Phase::Idle,
             Phase::Checking,
+            Phase::Available,
+            Phase::Downloading,
+            Phase::Downloaded,
             Phase::Installing,
             Phase::WaitingToRetry,
             Phase::Installed,
@@ -252,9 +537,14 @@ mod tests {
 
     #[test]
     fn hold_is_read_as_it_is_written() {
-        for hold in [Hold::None, Hold::Activate, Hold::Reboot] {
+        for hold in [Hold::None, Hold::Download, Hold::Install, Hold::Activate, Hold::Reboot] {
             let text = serde_json::to_value(hold).unwrap();
             assert_eq!(Hold::parse(text.as_str().unwrap()), Some(hold));
+            assert_eq!(
+                hold.stage().map(Stage::as_str),
+                Some(text.as_str().unwrap()).filter(|t| *t != "none")
+            );
+            assert_eq!(hold.stage().and_then(|stage| Stage::parse(stage.as_str())), hold.stage());
         }
         assert_eq!(Hold::parse("never"), None);
     }

@@ -10,10 +10,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Failure, Kind};
-use crate::status::{HistoryEntry, Transaction, Why};
+use crate::status::{Check, HistoryEntry, Transaction, Why};
 
 /// Entries that the history keeps.
 pub const HISTORY_ENTRIES: usize = 64;
+/// Outcomes that wait to be posted, at most.
+pub const REPORTS: usize = 32;
 /// Newest entries that keep their log tail.
 const HISTORY_LOGS: usize = 8;
 /// Lines of a log tail, and bytes of a line.
@@ -63,6 +65,57 @@ impl Store {
     /// [`Kind::State`] when it cannot be written.
     pub fn set_why(&self, why: Option<&Why>) -> Result<(), Failure> {
         self.set("why.json", why)
+    }
+
+    /// The last look at the repository.
+    #[must_use]
+    pub fn check(&self) -> Option<Check> {
+        read(&self.dir.join("check.json"))
+    }
+
+    /// Remembers the last look at the repository.
+    ///
+    /// # Errors
+    /// [`Kind::State`] when it cannot be written.
+    pub fn set_check(&self, check: &Check) -> Result<(), Failure> {
+        self.set("check.json", Some(check))
+    }
+
+    /// Outcomes that wait to be posted, oldest first, each as JSON.
+    #[must_use]
+    pub fn reports(&self) -> Vec<serde_json::Value> {
+        let text = std::fs::read(self.dir.join("reports.jsonl")).unwrap_or_default();
+        text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
+
+    /// Adds an outcome to those that wait; the oldest go when there are too many, and one that waits is not added
+    /// twice.
+    ///
+    /// # Errors
+    /// [`Kind::State`] when it cannot be written.
+    pub fn add_report(&self, report: serde_json::Value) -> Result<(), Failure> {
+        let mut waiting = self.reports();
+        if !waiting.contains(&report) {
+            waiting.push(report);
+            waiting.drain(..waiting.len().saturating_sub(REPORTS));
+            self.set_reports(&waiting)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets outcomes that have been posted.
+    ///
+    /// # Errors
+    /// [`Kind::State`] when it cannot be written.
+    pub fn remove_reports(&self, posted: &[serde_json::Value]) -> Result<(), Failure> {
+        let mut waiting = self.reports();
+        waiting.retain(|report| !posted.contains(report));
+        self.set_reports(&waiting)
+    }
+
+    fn set_reports(&self, reports: &[serde_json::Value]) -> Result<(), Failure> {
+        let text = reports.iter().fold(String::new(), |text, report| format!("{text}{report}\n"));
+        self.write("reports.jsonl", text.as_bytes())
     }
 
     /// Ended transactions, newest last.
@@ -156,7 +209,26 @@ mod tests {
             ended_boot: "b".into(),
             install_tries: 1,
             install_seconds: None,
+            by: crate::status::By::Person,
+            way: None,
+            failed_ways: Vec::new(),
+            spent: Default::default(),
+            overridden: Vec::new(),
         }
+    }
+
+    #[test]
+    fn outcomes_wait_in_order_and_not_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        for id in 0..REPORTS + 3 {
+            store.add_report(serde_json::json!({ "id": id })).unwrap();
+            store.add_report(serde_json::json!({ "id": id })).unwrap();
+        }
+        let waiting = store.reports();
+        assert_eq!((waiting.len(), waiting[0]["id"].as_u64()), (REPORTS, Some(3)));
+        store.remove_reports(&waiting[..2]).unwrap();
+        assert_eq!(store.reports()[0]["id"], 5);
     }
 
     #[test]

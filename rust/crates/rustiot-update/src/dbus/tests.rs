@@ -131,6 +131,27 @@ async fn unknown_and_senseless_options_are_refused_without_asking_the_engine() {
 }
 
 #[tokio::test]
+async fn holds_and_times_are_read_before_they_are_passed_on() {
+    let mut p = peer().await;
+    let proxy = proxy(&p).await;
+    assert_eq!(proxy.set_hold("lunch").await.unwrap_err().into_failure().kind, Kind::Usage);
+    assert_eq!(proxy.schedule("none", 5).await.unwrap_err().into_failure().kind, Kind::Usage);
+    assert!(p.commands.try_recv().is_err());
+    let engine = async {
+        let Some(Command::Schedule(Stage::Reboot, 5, reply)) = p.commands.recv().await else { panic!() };
+        reply.send(Ok(())).unwrap();
+        let Some(Command::Install(request, reply)) = p.commands.recv().await else { panic!() };
+        assert_eq!((request.source.as_str(), request.hold), ("", Hold::Install));
+        reply.send(Ok("id".into())).unwrap();
+    };
+    let calls = async {
+        proxy.schedule("reboot", 5).await.unwrap();
+        assert_eq!(proxy.download().await.unwrap(), "id");
+    };
+    tokio::join!(calls, engine);
+}
+
+#[tokio::test]
 async fn an_engine_that_is_gone_is_an_error() {
     let mut p = peer().await;
     p.commands.close();
@@ -147,7 +168,7 @@ async fn clients_see_changes_and_the_phase_last() {
         p.status.send_modify(|s| {
             s.phase = Phase::Installing;
             s.message = "writing".into();
-            s.progress = Progress { percent: 7, bytes: 8, total: 9, step: "x".into() };
+            s.progress = Progress { percent: 7, bytes: 8, total: 9, step: "x".into(), ..Progress::default() };
         });
         use futures_lite::StreamExt;
         let mut phases = proxy.receive_phase_changed().await;

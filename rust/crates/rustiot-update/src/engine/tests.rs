@@ -8,6 +8,11 @@ use rustiot_boot::{Effect, Record, ResetReason, step};
 
 use super::*;
 use crate::bundle::{Image, Manifest};
+use crate::plan::Way;
+use crate::ports::{Found, Limits, NoPlan, Place, Question, Rules};
+use crate::status::Veto;
+use rustiot_config::scalar;
+use rustiot_config::{UpdateDownload, UpdateSettings};
 
 const URL: &str = "http://h/2.raucb";
 const HASH: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -21,6 +26,13 @@ enum Write {
     Hangs,
     /// Refuses before it asks the backend.
     FailsBeforeWriting,
+}
+
+/// What becomes of a download.
+#[derive(Clone)]
+enum Get {
+    Fails(Kind),
+    Hangs,
 }
 
 struct World {
@@ -38,6 +50,25 @@ struct World {
     reboots: Cell<u32>,
     manual: Cell<bool>,
     head: Cell<Option<[u8; 4]>>,
+    now: Cell<u64>,
+    started: Cell<Instant>,
+    rules: RefCell<UpdateSettings>,
+    vetoes: RefCell<Vec<Veto>>,
+    /// What the repository answers; `None`: it never does.
+    answer: RefCell<Option<Result<Found, Failure>>>,
+    questions: RefCell<Vec<Question>>,
+    /// What becomes of each download of a kind of way; missing: it works.
+    fetches: RefCell<VecDeque<(WayKind, Get)>>,
+    /// What was opened: kind, and whether it was downloaded.
+    fetched: RefCell<Vec<(WayKind, bool)>>,
+    room: Cell<u64>,
+    /// The next way turns out not to work before RAUC is asked.
+    unprepared: Cell<Option<Failure>>,
+    forgotten: Cell<u32>,
+    complaint: RefCell<Option<Failure>>,
+    /// What RAUC was told to install, in order, and when.
+    sources: RefCell<Vec<String>>,
+    opened: RefCell<Vec<u64>>,
     dir: tempfile::TempDir,
 }
 
@@ -70,6 +101,20 @@ fn world() -> W {
         reboots: Cell::new(0),
         manual: Cell::new(false),
         head: Cell::new(None),
+        now: Cell::new(1_000),
+        started: Cell::new(Instant::now()),
+        rules: RefCell::default(),
+        vetoes: RefCell::default(),
+        answer: RefCell::new(None),
+        questions: RefCell::default(),
+        fetches: RefCell::default(),
+        fetched: RefCell::default(),
+        room: Cell::new(1 << 30),
+        unprepared: Cell::default(),
+        forgotten: Cell::new(0),
+        complaint: RefCell::default(),
+        sources: RefCell::default(),
+        opened: RefCell::default(),
         dir: tempfile::tempdir().unwrap(),
     };
     world.boots(Slot::A, ResetReason::Clean);
@@ -99,6 +144,11 @@ impl World {
         self.apply(Event::Soaked { boot_id: self.boot_id(), floor: None }).unwrap();
     }
 
+    /// Unix time; goes on as tokio's paused clock does.
+    fn clock(&self) -> u64 {
+        self.now.get() + self.started.get().elapsed().as_secs()
+    }
+
     /// The running slot.
     fn slot(&self) -> Slot {
         self.record.borrow().last_boot().unwrap().slot
@@ -120,6 +170,8 @@ impl Installer for World {
     async fn install(&self, order: &Order, progress: impl Fn(u8, &str)) -> Result<(), Failure> {
         assert_eq!((order.source.is_empty(), order.manifest_hash.as_str()), (false, HASH));
         self.installs.set(self.installs.get() + 1);
+        self.sources.borrow_mut().push(order.source.clone());
+        self.opened.borrow_mut().push(self.clock());
         let write = self.writes.borrow_mut().pop_front().unwrap_or(Write::Works);
         if matches!(write, Write::FailsBeforeWriting) {
             return Err(Failure::new(Kind::Installer, "no"));
@@ -185,16 +237,105 @@ impl Machine for W {
         Ok(())
     }
 
-    fn reboots_itself(&self) -> bool {
-        !self.manual.get()
+    fn rules(&self) -> Rules {
+        let reboot = if self.manual.get() { UpdateReboot::Manual } else { UpdateReboot::Now };
+        Rules { update: UpdateSettings { reboot, ..self.rules.borrow().clone() }, zone: "UTC".into() }
+    }
+
+    fn vetoes(&self) -> Vec<Veto> {
+        self.vetoes.borrow().clone()
     }
 
     fn now(&self) -> u64 {
-        1_000
+        self.clock()
+    }
+
+    fn is_dir(&self, path: &str) -> bool {
+        path.ends_with('/')
     }
 
     fn head(&self, _: &str) -> Option<[u8; 4]> {
         self.head.get()
+    }
+}
+
+impl Repository for W {
+    async fn check(&self, question: &Question) -> Result<Found, Failure> {
+        self.questions.borrow_mut().push(question.clone());
+        let answer = self.answer.borrow().clone();
+        match answer {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn wait(&self, interval: Duration, _: Duration) -> Duration {
+        interval
+    }
+}
+
+struct Job1 {
+    world: W,
+    way: Way,
+}
+
+impl Fetcher for W {
+    type Session = Job1;
+
+    async fn open(&self, way: &Way, limits: Limits) -> Result<Job1, Failure> {
+        assert!(limits.cache <= self.room.get());
+        self.fetched.borrow_mut().push((way.kind, false));
+        Ok(Job1 { world: Rc::clone(self), way: way.clone() })
+    }
+
+    fn room(&self) -> u64 {
+        self.room.get()
+    }
+
+    fn forget(&self) {
+        self.forgotten.set(self.forgotten.get() + 1);
+    }
+}
+
+impl Session for Job1 {
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:1/{}", self.way.kind.as_str())
+    }
+
+    async fn prepare(&self) -> Result<(), Failure> {
+        match self.world.unprepared.take() {
+            Some(failure) => Err(failure),
+            None => Ok(()),
+        }
+    }
+
+    async fn download(&self) -> Result<(), Failure> {
+        let next = {
+            let mut fetches = self.world.fetches.borrow_mut();
+            match fetches.front() {
+                Some((kind, _)) if *kind == self.way.kind => fetches.pop_front().map(|(_, get)| get),
+                _ => None,
+            }
+        };
+        match next {
+            None => {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                self.world.fetched.borrow_mut().push((self.way.kind, true));
+                Ok(())
+            }
+            Some(Get::Fails(kind)) => Err(Failure::new(kind, "it broke")),
+            Some(Get::Hangs) => std::future::pending().await,
+        }
+    }
+
+    fn progress(&self) -> Transfer {
+        Transfer { fetched: 7, reused: 3, total: 10, rate: 1, eta: 3 }
+    }
+
+    fn limit(&self, _: Limits) {}
+
+    fn complaint(&self) -> Option<Failure> {
+        self.world.complaint.borrow().clone()
     }
 }
 
@@ -244,7 +385,8 @@ async fn run<T>(world: &W, scenario: impl AsyncFnOnce(Client) -> T) -> T {
         Policy { grace: Duration::from_secs(5), compatible: "rustiot-x".into(), floor: Some("0.5.0".into()) };
     let store = Store::open(world.dir.path()).unwrap();
     let w = || Rc::clone(world);
-    let engine = Engine::new(w(), w(), w(), w(), store, here, policy, sender);
+    let ports = Ports { installer: w(), ledger: w(), disk: w(), machine: w(), repository: w(), fetcher: w() };
+    let engine = Engine::new(ports, Rc::new(store), here, policy, sender);
     tokio::select! {
         () = engine.run(receiver) => panic!("the engine ended"),
         result = scenario(Client { commands, status }) => result,
@@ -526,8 +668,7 @@ async fn a_cut_off_file_is_told_from_other_files() {
         *w.manifest.borrow_mut() = Err(Failure::new(Kind::NotABundle, "x"));
         w.head.set(head);
         let entry = run(&w, async |mut c| {
-            let request =
-                Request { id: "i".into(), source: "/x.raucb".into(), hold: Hold::None, force: false };
+            let request = Request { id: "i".into(), source: "/x.raucb".into(), ..Request::default() };
             c.order(|reply| Command::Install(request, reply)).await.unwrap();
             c.end().await
         })
@@ -540,7 +681,7 @@ async fn a_cut_off_file_is_told_from_other_files() {
 async fn senseless_sources_are_refused_at_once() {
     let w = world();
     run(&w, async |c| {
-        for source in ["", "x.raucb", "ftp://h/x", "file:///x", "/a\nb", &format!("/{}", "x".repeat(5000))] {
+        for source in ["x.raucb", "ftp://h/x", "file:///x", "/a\nb", &format!("/{}", "x".repeat(5000))] {
             let request = Request { id: "i".into(), source: source.into(), hold: Hold::None, force: false };
             let answer = c.order(|reply| Command::Install(request, reply)).await;
             assert_eq!(answer.unwrap_err().kind, Kind::Usage, "{source}");
@@ -849,4 +990,681 @@ fn the_higher_floor_counts() {
     assert_eq!(of(Some("2.0.0"), Some("1.0.0")).as_deref(), Some("2.0.0"));
     assert_eq!(of(None, Some("1.0.0")).as_deref(), Some("1.0.0"));
     assert_eq!(of(Some("odd"), None), None);
+}
+
+// --- from the repository on -----------------------------------------------------------------------------------
+
+fn way(kind: WayKind, bytes: u64) -> Way {
+    Way {
+        kind,
+        urls: vec![format!("https://r/{}", kind.as_str())],
+        bytes,
+        exact: true,
+        len: Some(bytes),
+        sha256: None,
+        sources: Vec::new(),
+    }
+}
+
+fn plan_of(version: &str) -> Plan {
+    let hash = if version == "2.0.0" { HASH.to_owned() } else { "3".repeat(64) };
+    Plan {
+        release: Some(rustiot_boot::Release { version: version.into(), manifest_hash: hash }),
+        ways: vec![way(WayKind::Delta, 100), way(WayKind::Full, 10_000)],
+        ..Plan::plain("")
+    }
+}
+
+fn offers(plan: Plan) -> Option<Result<Found, Failure>> {
+    Some(Ok(Found { bytes: 900, answer: Ok(plan) }))
+}
+
+fn nothing(word: &str) -> Option<Result<Found, Failure>> {
+    let failure = Failure::new(Kind::NotOffered, word);
+    Some(Ok(Found {
+        bytes: 900,
+        answer: Err(Box::new(NoPlan { word: word.into(), version: None, failure, retry_at: None })),
+    }))
+}
+
+/// A device with a repository and this policy.
+fn subscribed(policy: UpdatePolicy) -> W {
+    let w = world();
+    {
+        let mut rules = w.rules.borrow_mut();
+        rules.source = "https://r".parse().ok();
+        rules.policy = policy;
+        rules.check_every = scalar::Duration::secs(3600);
+    }
+    *w.answer.borrow_mut() = offers(plan_of("2.0.0"));
+    w
+}
+
+/// Windows of the fake clock, which starts at 1970-01-01 00:16:40 UTC.
+fn windows(w: &W, texts: &[&str]) {
+    w.rules.borrow_mut().windows = texts.iter().map(|text| text.parse().unwrap()).collect();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_automatic_device_goes_from_the_look_to_the_restart_by_itself() {
+    let w = subscribed(UpdatePolicy::Auto);
+    run(&w, async |mut c| {
+        assert_eq!(c.phase(Phase::Downloading).await.plan.unwrap().version(), Some("2.0.0"));
+        let status = c.phase(Phase::Rebooting).await;
+        let tx = status.transaction.unwrap();
+        assert_eq!((tx.by, tx.spent.fetched, tx.spent.reused), (By::Policy, 14, 6));
+        assert_eq!(status.check.unwrap().result, "available");
+    })
+    .await;
+    assert_eq!(
+        *w.fetched.borrow(),
+        [(WayKind::Delta, false), (WayKind::Delta, true), (WayKind::Delta, false)]
+    );
+    assert_eq!(*w.sources.borrow(), ["http://127.0.0.1:1/delta"], "RAUC reads from the proxy");
+    assert_eq!(w.phase(), "armed");
+    assert!(w.forgotten.get() > 0, "the cache is kept for nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_that_only_looks_says_what_there_is_and_waits() {
+    let w = subscribed(UpdatePolicy::Check);
+    run(&w, async |mut c| {
+        let status = c.phase(Phase::Available).await;
+        assert!(status.message.contains("2.0.0") && status.transaction.is_none());
+        tokio::time::sleep(Duration::from_secs(86_400)).await;
+        assert_eq!(w.installs.get(), 0);
+        assert!(w.questions.borrow().len() >= 24, "it looks every hour");
+        assert_eq!(c.order(Command::Cancel).await.unwrap_err().kind, Kind::NotNow);
+        // Download, and no more.
+        let request = Request { id: "d".into(), hold: Hold::Install, ..Request::default() };
+        c.order(|reply| Command::Install(request, reply)).await.unwrap();
+        c.phase(Phase::Downloaded).await;
+        tokio::time::sleep(Duration::from_secs(86_400)).await;
+        assert_eq!((w.installs.get(), c.status.borrow().phase), (0, Phase::Downloaded));
+        // Install, and no more.
+        let request = Request { id: "i".into(), hold: Hold::Activate, ..Request::default() };
+        assert_eq!(c.order(|reply| Command::Install(request, reply)).await.unwrap(), "d");
+        c.phase(Phase::Installed).await;
+        assert_eq!(w.phase(), "ready");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manual_device_looks_only_when_it_is_told_to() {
+    let w = subscribed(UpdatePolicy::Manual);
+    run(&w, async |mut c| {
+        tokio::time::sleep(Duration::from_secs(86_400)).await;
+        assert_eq!(w.questions.borrow().len(), 0);
+        assert_eq!(c.order(Command::Check).await.unwrap().version.as_deref(), Some("2.0.0"));
+        c.phase(Phase::Available).await;
+        *w.answer.borrow_mut() = nothing("up-to-date");
+        assert_eq!(c.order(Command::Check).await.unwrap().result, "up-to-date");
+        c.phase(Phase::Idle).await;
+        // Without a look before: one order does both, and waves do not bind a person.
+        *w.answer.borrow_mut() = offers(plan_of("2.0.0"));
+        let request = Request { id: "i".into(), ..Request::default() };
+        c.order(|reply| Command::Install(request, reply)).await.unwrap();
+        assert_eq!(w.questions.borrow().last().unwrap().wanted, Some(false));
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+    // And without a repository there is nothing to look at.
+    let w = world();
+    run(&w, async |c| {
+        assert_eq!(c.order(Command::Check).await.unwrap_err().kind, Kind::NothingNew);
+        let request = Request { id: "i".into(), ..Request::default() };
+        assert!(c.order(|reply| Command::Install(request, reply)).await.is_err());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_way_that_fails_is_followed_by_the_next_one_and_that_is_said() {
+    // In the download.
+    let w = subscribed(UpdatePolicy::Auto);
+    w.fetches.borrow_mut().push_back((WayKind::Delta, Get::Fails(Kind::Corrupt)));
+    run(&w, async |mut c| {
+        let status =
+            c.status.wait_for(|s| s.message.contains("going on with the full")).await.unwrap().clone();
+        assert_eq!(status.why.unwrap().failure.kind, Kind::Corrupt);
+        let tx = c.phase(Phase::Rebooting).await.transaction.unwrap();
+        assert_eq!((tx.way, tx.failed_ways[0].way.as_str()), (1, "delta"));
+    })
+    .await;
+    assert_eq!(*w.sources.borrow(), ["http://127.0.0.1:1/full"]);
+
+    // While RAUC writes.
+    let w = subscribed(UpdatePolicy::Auto);
+    w.writes.borrow_mut().push_back(Write::Fails(Kind::Corrupt));
+    run(&w, async |mut c| drop(c.phase(Phase::Rebooting).await)).await;
+    assert_eq!(*w.sources.borrow(), ["http://127.0.0.1:1/delta", "http://127.0.0.1:1/full"]);
+
+    // Before RAUC is asked: the running slot is not what the delta was made from.
+    let w = subscribed(UpdatePolicy::Auto);
+    w.unprepared.set(Some(Failure::new(Kind::Corrupt, "another root")));
+    run(&w, async |mut c| drop(c.phase(Phase::Rebooting).await)).await;
+    assert_eq!(*w.sources.borrow(), ["http://127.0.0.1:1/full"]);
+
+    // All of them.
+    let w = subscribed(UpdatePolicy::Auto);
+    let failing = [(WayKind::Delta, Get::Fails(Kind::Corrupt)), (WayKind::Full, Get::Fails(Kind::NotFound))];
+    w.fetches.borrow_mut().extend(failing);
+    run(&w, async |mut c| {
+        let entry = c.end().await;
+        assert_eq!((entry.result, entry.failed_ways.len()), (Outcome::Failed, 2));
+        assert_eq!(entry.release.unwrap().version, "2.0.0");
+        // Not again and again: once a day.
+        tokio::time::sleep(Duration::from_secs(43_200)).await;
+        assert_eq!(c.status.borrow().history.len(), 1);
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_fit_is_not_fetched() {
+    // The delta does not, the full one goes straight into the slot.
+    let w = subscribed(UpdatePolicy::Auto);
+    w.room.set(99);
+    run(&w, async |mut c| {
+        let status = c.status.wait_for(|s| s.why.is_some()).await.unwrap().clone();
+        assert_eq!(status.why.unwrap().failure.kind, Kind::NoSpace);
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+    assert_eq!(*w.fetched.borrow(), [(WayKind::Full, false)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_fails_is_repeated_later_and_later_and_a_network_error_in_a_download_without_end() {
+    let w = subscribed(UpdatePolicy::Auto);
+    *w.answer.borrow_mut() = Some(Err(Failure::new(Kind::Unreachable, "no network")));
+    run(&w, async |mut c| {
+        c.status.wait_for(|s| s.check.as_ref().is_some_and(|c| c.failures == 3)).await.unwrap();
+        *w.answer.borrow_mut() = offers(plan_of("2.0.0"));
+        w.fetches.borrow_mut().extend(vec![(WayKind::Delta, Get::Fails(Kind::Unreachable)); 50]);
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+    assert_eq!(w.fetched.borrow().iter().filter(|(kind, _)| *kind == WayKind::Full).count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn windows_bind_what_the_device_does_by_itself() {
+    let w = subscribed(UpdatePolicy::Auto);
+    windows(&w, &["05:00-06:00"]);
+    run(&w, async |mut c| {
+        // The download is not bound unless the configuration says so.
+        let status = c.phase(Phase::Downloaded).await;
+        assert!(status.message.contains("window, which opens at 1970-01-01T05:00:00Z"), "{}", status.message);
+        c.phase(Phase::Rebooting).await;
+        assert!((18_000..21_600).contains(&w.now()), "{}", w.now());
+    })
+    .await;
+
+    let w = subscribed(UpdatePolicy::Auto);
+    windows(&w, &["05:00-06:00"]);
+    w.rules.borrow_mut().download = UpdateDownload::Window;
+    run(&w, async |mut c| {
+        c.phase(Phase::Available).await;
+        assert_eq!(w.fetched.borrow().len(), 0);
+        // A person is above them.
+        let request = Request { id: "i".into(), ..Request::default() };
+        c.order(|reply| Command::Install(request, reply)).await.unwrap();
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_download_is_paused_when_its_window_closes_and_goes_on_in_the_next() {
+    let w = subscribed(UpdatePolicy::Auto);
+    windows(&w, &["00:00-02:00"]);
+    w.rules.borrow_mut().download = UpdateDownload::Window;
+    w.fetches.borrow_mut().push_back((WayKind::Delta, Get::Hangs));
+    run(&w, async |mut c| {
+        c.phase(Phase::Downloading).await;
+        c.phase(Phase::Available).await;
+        assert!(w.now() >= 7_200);
+        c.phase(Phase::Downloading).await;
+        assert!(w.now() >= 86_400);
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn applications_put_a_restart_off_for_so_long_and_are_named_when_it_is_over() {
+    let w = subscribed(UpdatePolicy::Auto);
+    w.vetoes.borrow_mut().push(Veto { who: "pump".into(), why: "is running".into() });
+    w.rules.borrow_mut().max_deferral = scalar::Duration::secs(7_200);
+    run(&w, async |mut c| {
+        let status = c.phase(Phase::Installed).await;
+        assert!(status.message.contains("pump (is running)"), "{}", status.message);
+        assert_eq!(w.phase(), "ready", "armed while it may not restart");
+        let status = c.phase(Phase::Rebooting).await;
+        assert_eq!(status.transaction.unwrap().overridden, ["pump (is running)"]);
+        assert!(w.now() > 8_000);
+    })
+    .await;
+
+    let w = subscribed(UpdatePolicy::Auto);
+    w.vetoes.borrow_mut().push(Veto { who: "pump".into(), why: "is running".into() });
+    run(&w, async |mut c| {
+        c.phase(Phase::Installed).await;
+        w.vetoes.borrow_mut().clear();
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_stage_can_be_held_put_off_and_cancelled_by_itself() {
+    let w = subscribed(UpdatePolicy::Auto);
+    w.fetches.borrow_mut().push_back((WayKind::Delta, Get::Hangs));
+    run(&w, async |mut c| {
+        c.phase(Phase::Downloading).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        c.order(|reply| Command::SetHold(Hold::Download, reply)).await.unwrap();
+        c.phase(Phase::Available).await;
+        let at = w.now() + 5_000;
+        c.order(|reply| Command::Schedule(Stage::Install, at, reply)).await.unwrap();
+        c.order(|reply| Command::SetHold(Hold::Reboot, reply)).await.unwrap();
+        c.phase(Phase::Downloaded).await;
+        c.phase(Phase::Activated).await;
+        assert!(w.now() >= at);
+        c.order(|reply| Command::SetHold(Hold::None, reply)).await.unwrap();
+        c.phase(Phase::Rebooting).await;
+        c.order(|reply| Command::SetHold(Hold::Reboot, reply)).await.unwrap();
+        c.phase(Phase::Activated).await;
+        tokio::time::sleep(Duration::from_secs(86_400)).await;
+        assert_eq!(w.reboots.get(), 0);
+    })
+    .await;
+
+    // Cancel: the look, the download, what waits for its install. Not begun again by itself afterwards.
+    let w = subscribed(UpdatePolicy::Manual);
+    *w.answer.borrow_mut() = None;
+    run(&w, async |mut c| {
+        let check = c.order(Command::Check);
+        let cancel = async {
+            c.status.clone().wait_for(|s| s.phase == Phase::Checking).await.unwrap();
+            c.order(Command::Cancel).await.unwrap();
+        };
+        let (check, ()) = tokio::join!(check, cancel);
+        assert_eq!(check.unwrap_err().kind, Kind::Cancelled);
+        c.phase(Phase::Idle).await;
+    })
+    .await;
+    for hold in [Hold::Download, Hold::Install, Hold::None] {
+        let w = subscribed(UpdatePolicy::Auto);
+        w.fetches.borrow_mut().push_back((WayKind::Delta, Get::Hangs));
+        run(&w, async |mut c| {
+            c.phase(Phase::Downloading).await;
+            match hold {
+                Hold::None => {}
+                Hold::Download => {
+                    c.order(|reply| Command::SetHold(hold, reply)).await.unwrap();
+                    c.phase(Phase::Available).await;
+                }
+                _ => {
+                    c.order(|reply| Command::SetHold(Hold::Download, reply)).await.unwrap();
+                    c.phase(Phase::Available).await;
+                    c.order(|reply| Command::SetHold(hold, reply)).await.unwrap();
+                    c.phase(Phase::Downloaded).await;
+                }
+            }
+            c.order(Command::Cancel).await.unwrap();
+            let status = c.status.wait_for(|s| s.history.len() == 1).await.unwrap().clone();
+            assert_eq!(status.history[0].result, Outcome::Cancelled);
+            tokio::time::sleep(Duration::from_secs(3 * 86_400)).await;
+            assert_eq!((c.status.borrow().history.len(), w.installs.get()), (1, 0), "{hold:?}: begun again");
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_withdrawn_or_replaced_while_it_waits_is_not_installed() {
+    let w = subscribed(UpdatePolicy::Auto);
+    windows(&w, &["12:00-13:00"]);
+    run(&w, async |mut c| {
+        c.phase(Phase::Downloaded).await;
+        *w.answer.borrow_mut() = nothing("halted");
+        let entry = c.end().await;
+        assert_eq!((entry.result, entry.why.unwrap().kind), (Outcome::Cancelled, Kind::Withdrawn));
+        *w.answer.borrow_mut() = offers(plan_of("3.0.0"));
+        c.phase(Phase::Downloaded).await;
+        *w.answer.borrow_mut() = offers(plan_of("2.0.0"));
+        c.status.wait_for(|s| s.history.len() == 2).await.unwrap();
+        let tx = c.phase(Phase::Rebooting).await.transaction.unwrap();
+        assert_eq!(tx.known_release().unwrap().version, "2.0.0");
+    })
+    .await;
+    assert_eq!(w.installs.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn power_cuts_in_the_new_phases_lose_nothing() {
+    // In the download: it goes on from the cache, at once, and counts nothing against it.
+    let w = subscribed(UpdatePolicy::Auto);
+    for _ in 0..30 {
+        w.fetches.borrow_mut().push_back((WayKind::Delta, Get::Hangs));
+        run(&w, async |mut c| drop(c.phase(Phase::Downloading).await)).await;
+        w.boots(Slot::A, ResetReason::Power);
+        w.is_healthy();
+    }
+    run(&w, async |mut c| drop(c.phase(Phase::Rebooting).await)).await;
+    assert_eq!(w.forgotten.get(), 1, "the cache was emptied in between");
+
+    // Waiting for a person before the download, and before the install; after the step to the next way.
+    for (hold, phase) in [(Hold::Download, Phase::Available), (Hold::Install, Phase::Downloaded)] {
+        let w = subscribed(UpdatePolicy::Check);
+        w.fetches.borrow_mut().push_back((WayKind::Delta, Get::Fails(Kind::Corrupt)));
+        run(&w, async |mut c| {
+            c.phase(Phase::Available).await;
+            let request = Request { id: "i".into(), hold, ..Request::default() };
+            c.order(|reply| Command::Install(request, reply)).await.unwrap();
+            c.status.wait_for(|s| s.phase == phase && s.transaction.is_some()).await.unwrap();
+        })
+        .await;
+        w.boots(Slot::A, ResetReason::Power);
+        *w.answer.borrow_mut() = nothing("up-to-date");
+        run(&w, async |mut c| {
+            c.status.wait_for(|s| s.phase == phase && s.transaction.is_some()).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(86_400)).await;
+            assert_eq!((w.installs.get(), c.status.borrow().phase), (0, phase));
+            let request = Request { id: "x".into(), ..Request::default() };
+            assert_eq!(c.order(|reply| Command::Install(request, reply)).await.unwrap(), "i");
+            c.phase(Phase::Rebooting).await;
+        })
+        .await;
+        assert_eq!(*w.sources.borrow(), ["http://127.0.0.1:1/full"], "{hold:?}");
+    }
+
+    // In the look: the next start looks again.
+    let w = subscribed(UpdatePolicy::Auto);
+    *w.answer.borrow_mut() = None;
+    run(&w, async |mut c| drop(c.phase(Phase::Checking).await)).await;
+    w.boots(Slot::A, ResetReason::Power);
+    *w.answer.borrow_mut() = offers(plan_of("2.0.0"));
+    run(&w, async |mut c| drop(c.phase(Phase::Rebooting).await)).await;
+
+    // While RAUC writes: over again, from the same way.
+    let w = subscribed(UpdatePolicy::Auto);
+    w.writes.borrow_mut().push_back(Write::Hangs);
+    run(&w, async |mut c| {
+        c.status.wait_for(|s| s.progress.percent == 42).await.unwrap();
+    })
+    .await;
+    w.boots(Slot::A, ResetReason::Power);
+    run(&w, async |mut c| drop(c.phase(Phase::Rebooting).await)).await;
+    assert_eq!(*w.sources.borrow(), ["http://127.0.0.1:1/delta", "http://127.0.0.1:1/delta"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_in_the_middle_of_a_streamed_install_is_waited_out() {
+    let w = world();
+    w.writes.borrow_mut().extend(vec![Write::Fails(Kind::ReadFailed); 30]);
+    *w.complaint.borrow_mut() = Some(Failure::new(Kind::Unreachable, "the network is away"));
+    run(&w, async |mut c| {
+        c.install(Hold::Activate, false).await.unwrap();
+        let status = c.phase(Phase::WaitingToRetry).await;
+        assert!(status.message.contains("the network is away"), "{}", status.message);
+        c.phase(Phase::Installed).await;
+    })
+    .await;
+    assert_eq!(w.installs.get(), 31);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_is_a_repository() {
+    let w = world();
+    *w.answer.borrow_mut() = nothing("below-floor");
+    run(&w, async |mut c| {
+        let request = || Request { id: "i".into(), source: "/media/stick/".into(), ..Request::default() };
+        assert_eq!(c.order(|r| Command::Install(request(), r)).await.unwrap_err().message, "below-floor");
+        *w.answer.borrow_mut() = offers(plan_of("2.0.0"));
+        c.order(|r| Command::Install(request(), r)).await.unwrap();
+        assert_eq!(w.questions.borrow().last().unwrap().place, Place::Dir("/media/stick/".into()));
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn outcomes_are_queued_after_the_end_and_never_before() {
+    let w = subscribed(UpdatePolicy::Auto);
+    w.rules.borrow_mut().report_url = "https://fleet/report".parse().ok();
+    run(&w, async |mut c| drop(c.phase(Phase::Rebooting).await)).await;
+    let store = Store::open(w.dir.path()).unwrap();
+    assert_eq!(store.reports().len(), 0);
+    w.boots(Slot::B, ResetReason::Clean);
+    w.is_healthy();
+    run(&w, async |mut c| {
+        c.phase(Phase::Trial).await;
+        assert_eq!(store.reports().len(), 0, "reported before the commit");
+        World::apply(&w, Event::Commit { boot_id: w.boot_id() }).unwrap();
+        c.end().await;
+    })
+    .await;
+    let report = store.reports().pop().unwrap();
+    assert_eq!((report["result"].as_str(), report["way"].as_str()), (Some("committed"), Some("delta")));
+    assert_eq!(report["release"]["manifest_hash"], HASH);
+    assert_eq!(report["spent"]["fetched"], 14);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrives_must_be_what_the_repository_promised() {
+    let w = subscribed(UpdatePolicy::Auto);
+    *w.answer.borrow_mut() = offers(plan_of("3.0.0"));
+    let entry = run(&w, async |mut c| c.end().await).await;
+    assert_eq!(
+        (entry.result, entry.why.unwrap().kind, w.installs.get()),
+        (Outcome::Refused, Kind::Corrupt, 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_policy_says_what_may_happen_when() {
+    let w = subscribed(UpdatePolicy::Auto);
+    windows(&w, &["05:00-06:00 Mars/Base"]);
+    w.vetoes.borrow_mut().push(Veto { who: "pump".into(), why: "x".into() });
+    run(&w, async |c| {
+        let policy = c.order(Command::Policy).await.unwrap();
+        assert_eq!(
+            (policy.policy.as_str(), policy.window_open, policy.window_changes),
+            ("auto", false, Some(18_000))
+        );
+        assert_eq!((policy.complaints.len(), policy.vetoes.len()), (1, 1));
+    })
+    .await;
+}
+
+mod random {
+    //! Any orders, failures, restarts and power cuts in any order.
+
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Wait(u32),
+        Order(u8),
+        SetHold(u8),
+        Restart,
+        PowerCut,
+        Breaks(u8),
+        Veto(bool),
+        Offer(u8),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (1_u32..20_000).prop_map(Step::Wait),
+            2 => (0_u8..4).prop_map(Step::Order),
+            1 => (0_u8..5).prop_map(Step::SetHold),
+            1 => Just(Step::Restart),
+            1 => Just(Step::PowerCut),
+            1 => (0_u8..6).prop_map(Step::Breaks),
+            1 => any::<bool>().prop_map(Step::Veto),
+            1 => (0_u8..3).prop_map(Step::Offer),
+        ];
+        proptest::collection::vec(step, 1..25)
+    }
+
+    fn hold(n: u8) -> Hold {
+        [Hold::None, Hold::Download, Hold::Install, Hold::Activate, Hold::Reboot][usize::from(n % 5)]
+    }
+
+    async fn order(c: &Client, n: u8) {
+        let (reply, answer) = oneshot::channel();
+        let command = match n {
+            0 => Command::Check(drop_into(reply)),
+            1 => {
+                let (reply, _) = oneshot::channel();
+                Command::Cancel(reply)
+            }
+            2 => {
+                let (reply, _) = oneshot::channel();
+                Command::Activate(reply)
+            }
+            _ => {
+                let (reply, _) = oneshot::channel();
+                Command::Reboot(reply)
+            }
+        };
+        c.commands.send(command).await.unwrap();
+        drop(answer);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+
+    fn drop_into<T>(_: oneshot::Sender<Result<(), Failure>>) -> oneshot::Sender<Result<T, Failure>> {
+        oneshot::channel().0
+    }
+
+    fn act(w: &W, step: &Step) {
+        match step {
+            Step::Breaks(n) => {
+                let kind = [Kind::Corrupt, Kind::Unreachable, Kind::ReadFailed][usize::from(n % 3)];
+                if *n < 3 {
+                    w.writes.borrow_mut().push_back(Write::Fails(kind));
+                } else {
+                    w.fetches.borrow_mut().push_back((WayKind::Delta, Get::Fails(kind)));
+                }
+            }
+            Step::Veto(true) => w.vetoes.borrow_mut().push(Veto { who: "a".into(), why: "b".into() }),
+            Step::Veto(false) => w.vetoes.borrow_mut().clear(),
+            Step::Offer(n) => {
+                *w.answer.borrow_mut() = match n {
+                    0 => offers(plan_of("2.0.0")),
+                    1 => nothing("halted"),
+                    _ => Some(Err(Failure::new(Kind::Unreachable, "x"))),
+                };
+            }
+            _ => {}
+        }
+    }
+
+    /// Runs the engine over the steps; every start is a start of the service.
+    async fn live(steps: &[Step]) -> W {
+        let w = subscribed(UpdatePolicy::Auto);
+        windows(&w, &["05:00-09:00"]);
+        let mut rest = steps;
+        // Activate and Reboot by hand are a person's; so is what they touch.
+        let mut person = false;
+        loop {
+            let used = run(&w, async |c| {
+                for (n, step) in rest.iter().enumerate() {
+                    let before = w.installs.get();
+                    match step {
+                        Step::Wait(s) => {
+                            for _ in 0..s.div_ceil(600) {
+                                tokio::time::sleep(Duration::from_secs(600)).await;
+                            }
+                        }
+                        Step::Order(n) => {
+                            person = person || *n >= 2;
+                            order(&c, *n).await;
+                        }
+                        Step::SetHold(n) => {
+                            let (reply, _) = oneshot::channel();
+                            c.commands.send(Command::SetHold(hold(*n), reply)).await.unwrap();
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                        }
+                        Step::Restart | Step::PowerCut => return n + 1,
+                        other => act(&w, other),
+                    }
+                    if w.installs.get() > before && !person {
+                        let opened = w.opened.borrow();
+                        for at in opened.iter() {
+                            assert!(
+                                (5 * 3600..9 * 3600).contains(&(at % 86_400)),
+                                "wrote outside the window: {at}"
+                            );
+                        }
+                    }
+                    let early = c.status.borrow().history.iter().any(|e| e.result == Outcome::Committed);
+                    assert!(!early, "success without a commit");
+                    if w.reboots.get() > 0 {
+                        return rest.len();
+                    }
+                }
+                rest.len()
+            })
+            .await;
+            let cut = matches!(rest.get(used.saturating_sub(1)), Some(Step::PowerCut));
+            rest = &rest[used..];
+            if rest.is_empty() || w.reboots.get() > 0 {
+                return w;
+            }
+            if cut {
+                let next = w.record.borrow().selection().next;
+                w.boots(next.unwrap_or(Slot::A), ResetReason::Power);
+                if w.slot() == Slot::B {
+                    return w;
+                }
+                w.is_healthy();
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        #[test]
+        fn it_never_writes_outside_a_window_never_boasts_and_always_ends(steps in steps()) {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let w = live(&steps).await;
+                if w.slot() == Slot::B || w.reboots.get() > 0 {
+                    return;
+                }
+                // Nothing stands in the way any more: it comes to an end, whatever went before.
+                w.vetoes.borrow_mut().clear();
+                w.writes.borrow_mut().clear();
+                w.fetches.borrow_mut().clear();
+                *w.answer.borrow_mut() = offers(plan_of("2.0.0"));
+                run(&w, async |c| {
+                    let (reply, _) = oneshot::channel();
+                    c.commands.send(Command::SetHold(Hold::None, reply)).await.unwrap();
+                    for _ in 0..1_000 {
+                        tokio::time::sleep(Duration::from_secs(600)).await;
+                        let status = c.status.borrow().clone();
+                        let taken_back = status.history.iter().any(|e| {
+                            e.result == Outcome::Cancelled
+                                && e.why.as_ref().is_some_and(|why| why.kind == Kind::Cancelled)
+                        });
+                        if w.reboots.get() > 0 || (taken_back && status.transaction.is_none()) {
+                            return;
+                        }
+                    }
+                    panic!("it never ended: {:?} {}", c.status.borrow().phase, c.status.borrow().message);
+                })
+                .await;
+            });
+        }
+    }
 }

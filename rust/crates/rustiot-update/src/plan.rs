@@ -1,0 +1,136 @@
+//! What is installed and how to get it: the plan as the service keeps it, shows it and goes through it.
+//!
+//! Pure types with one JSON form, in `transaction.json`, on the bus and on the command line. Made from
+//! `rustiot-repository`'s answer, or for a plain URL. Decides nothing.
+
+use rustiot_boot::Release;
+use serde::{Deserialize, Serialize};
+
+/// What kind of way it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WayKind {
+    /// The difference to the running release.
+    Delta,
+    /// The whole release, compressed.
+    Full,
+    /// The bundle as it is; RAUC's block-hash index saves what the running slot has.
+    Bundle,
+    /// A bundle at a URL of which nothing is known.
+    Plain,
+}
+
+impl WayKind {
+    /// The name in JSON and in sentences.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Delta => "delta",
+            Self::Full => "full",
+            Self::Bundle => "bundle",
+            Self::Plain => "plain",
+        }
+    }
+
+    /// Whether the file must be whole on the device before it can be used.
+    #[must_use]
+    pub fn is_stored(self) -> bool {
+        matches!(self, Self::Delta)
+    }
+}
+
+/// One way to get the bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// Its kind.
+    pub kind: WayKind,
+    /// Where the file is: mirrors, the first one first.
+    pub urls: Vec<String>,
+    /// Bytes that will be fetched; 0 when nobody knows.
+    pub bytes: u64,
+    /// Whether `bytes` is exact or an estimate.
+    pub exact: bool,
+    /// Bytes of the file, where known.
+    #[serde(default)]
+    pub len: Option<u64>,
+    /// SHA-256 of the file, hex, where known.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// Images of the running slot that it needs.
+    #[serde(default)]
+    pub sources: Vec<String>,
+}
+
+/// What to install, and how to get it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The release; none for a plain URL.
+    pub release: Option<Release>,
+    /// Version that runs now, where known.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// What is new, in the publisher's words.
+    #[serde(default)]
+    pub notes: String,
+    /// Bytes of the bundle that every way produces; 0 when nobody knows.
+    #[serde(default)]
+    pub bundle: u64,
+    /// Bytes that will be written to the slot; 0 when nobody knows.
+    #[serde(default)]
+    pub written: u64,
+    /// The oldest version that the device may go back to afterwards.
+    #[serde(default)]
+    pub floor: Option<String>,
+    /// The wave of the roll-out that let this device in.
+    #[serde(default)]
+    pub wave: Option<String>,
+    /// The ways, cheapest first; when one fails the next one is tried.
+    pub ways: Vec<Way>,
+}
+
+impl Plan {
+    /// The plan for a bundle at a URL.
+    #[must_use]
+    pub fn plain(url: &str) -> Self {
+        Self {
+            release: None,
+            from: None,
+            notes: String::new(),
+            bundle: 0,
+            written: 0,
+            floor: None,
+            wave: None,
+            ways: vec![Way {
+                kind: WayKind::Plain,
+                urls: vec![url.to_owned()],
+                bytes: 0,
+                exact: false,
+                len: None,
+                sha256: None,
+                sources: Vec::new(),
+            }],
+        }
+    }
+
+    /// Version of the release, where known.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        self.release.as_ref().map(|release| release.version.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_survives_the_disk() {
+        let plan = Plan::plain("http://h/x");
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+        assert_eq!((plan.version(), plan.ways[0].kind.as_str()), (None, "plain"));
+        for kind in [WayKind::Delta, WayKind::Full, WayKind::Bundle, WayKind::Plain] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
+    }
+}
