@@ -60,9 +60,21 @@ struct ReleaseFile {
     #[serde(default)]
     build_epoch: u64,
     #[serde(default)]
-    root_hash: Option<String>,
-    #[serde(default)]
     floor: Option<String>,
+}
+
+/// Root hash of the mounted root, from `rustiot-init`'s report: an image cannot name its own. By it a device that was
+/// flashed, and so knows no bundle, finds the delta from what it runs.
+fn root_hash(report: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Report {
+        root_hash: String,
+    }
+    let text = std::fs::read(report).ok()?;
+    serde_json::from_slice::<Report>(&text)
+        .ok()
+        .map(|report| report.root_hash)
+        .filter(|hash| !hash.is_empty())
 }
 
 /// How this board's loader keeps its selector.
@@ -201,7 +213,7 @@ async fn serve() -> anyhow::Result<()> {
             identity: read_line(MACHINE_ID),
             compatible: release.compatible.clone(),
             version: release.version.clone(),
-            root_hash: release.root_hash.clone(),
+            root_hash: root_hash(&paths.report),
             built: release.build_epoch,
         }),
         fetcher: Fetch::new(slot),
@@ -296,6 +308,19 @@ mod tests {
         assert_eq!((file.compatible.as_str(), file.floor), ("x", None));
         let text = r#"{"compatible":"x","floor":"1.0.0","more":[]}"#;
         assert_eq!(serde_json::from_str::<ReleaseFile>(text).unwrap().floor.as_deref(), Some("1.0.0"));
+    }
+
+    #[test]
+    fn the_running_root_is_known_by_the_report_of_the_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let report = dir.path().join("boot.json");
+        assert_eq!(root_hash(&report), None);
+        for (text, hash) in
+            [(r#"{"slot":"a","root_hash":"ab"}"#, Some("ab")), (r#"{"root_hash":""}"#, None), ("{", None)]
+        {
+            rustiot_durable::atomic_write_volatile(&report, text.as_bytes()).unwrap();
+            assert_eq!(root_hash(&report).as_deref(), hash);
+        }
     }
 
     #[test]
