@@ -159,6 +159,9 @@ pub struct Release {
     /// The certificates that devices check updates against [default: the development CA's]
     #[arg(long, value_name = "FILE")]
     pub keyring: Option<PathBuf>,
+    /// Root metadata of the update repository that devices trust: repo/public/metadata/1.root.json
+    #[arg(long, value_name = "FILE")]
+    pub repository_root: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

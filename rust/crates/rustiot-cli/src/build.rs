@@ -23,6 +23,11 @@ fn release(context: &Context, args: &args::Release) -> Result<(Toolbox, Image), 
     if let Some(keyring) = args.keyring.as_ref().filter(|file| !file.is_file()) {
         return Err(Fail::usage(format!("there is no keyring {}: name a PEM file", keyring.display())));
     }
+    if let Some(root) = args.repository_root.as_ref().filter(|file| !file.is_file()) {
+        let hint = "make a repository with rustiot repo init and name its public/metadata/1.root.json";
+        return Err(Fail::usage(format!("there is no root metadata {}: {hint}", root.display())));
+    }
+    request.repository_root = args.repository_root.clone();
     let toolbox = Toolbox::ensure(context, &Plain)?;
     if args.keyring.is_none() {
         request.keyring = rustiot_image::keys::development(&toolbox, &dev_keys(context))?.keyring;

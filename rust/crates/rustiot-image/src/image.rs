@@ -24,6 +24,9 @@ pub struct Request {
     pub floor: Option<String>,
     /// Public certificates that bundles are checked against; baked into the root.
     pub keyring: PathBuf,
+    /// The root metadata of the repository that devices look for releases in (`rustiot repo init` makes it); without it
+    /// they trust none.
+    pub repository_root: Option<PathBuf>,
     /// For development and tests: guest agent, a root shell on the serial console, fault injection in init.
     pub dev: bool,
     /// A directory that is laid over the finished root.
@@ -42,6 +45,7 @@ impl Request {
             version: version.into(),
             floor: None,
             keyring: keyring.into(),
+            repository_root: None,
             dev: true,
             overlay: None,
             cmdline: Vec::new(),

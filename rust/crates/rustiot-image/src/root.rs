@@ -101,6 +101,9 @@ impl Inputs<'_> {
             .text(&self.request.version)
             .text(self.request.floor.as_deref().unwrap_or_default())
             .text(if self.request.dev { "dev" } else { "" });
+        if let Some(root) = &self.request.repository_root {
+            key = key.text("repository root").file(root)?;
+        }
         if let Some(overlay) = &self.request.overlay {
             key = key.tree(overlay)?;
         }
@@ -258,6 +261,9 @@ impl Inputs<'_> {
         copy(&self.board_file(), &lib.join("board.toml"), 0o644)?;
         copy(&self.ctx.conf("layout.toml"), &lib.join("layout.toml"), 0o644)?;
         copy(&self.request.keyring, &lib.join("keyring.pem"), 0o644)?;
+        if let Some(root) = &self.request.repository_root {
+            copy(root, &lib.join("repository-root.json"), 0o644)?;
+        }
         let release = Release {
             version: &self.request.version,
             compatible: &self.board.compatible,
