@@ -59,6 +59,14 @@ for dir in sound drivers/{gpu,media,infiniband,staging,iio,scsi,comedi,net/wirel
 done
 # As a device has them: modules uncompressed, the kernel too.
 find "$root/usr/lib/modules" -name '*.ko.xz' -print0 | xargs -0 -r -P "$(nproc)" xz -d
+# Signatures of modules add nothing under dm-verity and would be half of a kernel's delta: the image builder cuts them
+# off too (module_file.rs). Behind the signature stand its length (big-endian) and a mark of 28 bytes.
+find "$root/usr/lib/modules" -name '*.ko' -size +1 | while read -r module; do
+  [ "$(tail -c 28 "$module")" = "~Module signature appended~" ] || continue
+  size=$(stat -c %s "$module")
+  length=$((16#$(tail -c 32 "$module" | head -c 4 | od -An -t x1 | tr -d ' \n')))
+  truncate -s $((size - 40 - length)) "$module"
+done
 for image in "$root"/boot/vmlinuz-*; do
   number() { od -An -v -j "$1" -N "$2" -t "u$2" "$image" | tr -d ' '; }
   start=$(( ($(number 497 1) + 1) * 512 + $(number 584 4) )) size=$(number 588 4)

@@ -257,6 +257,9 @@ pub struct BenchDelta {
     /// Leave out what others make
     #[arg(long)]
     pub ours: bool,
+    /// What another tool may take for one step, seconds
+    #[arg(long, default_value_t = 1800)]
+    pub patience: u64,
     /// Put the table into docs/figures.md
     #[arg(long, conflicts_with = "old")]
     pub write: bool,

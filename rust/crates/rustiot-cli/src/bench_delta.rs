@@ -18,8 +18,6 @@ use std::time::Instant;
 const MEMORY: u64 = 20_000_000;
 /// … and must make this many bytes of target a second.
 const SPEED: f64 = 100e6;
-/// What another tool may take, seconds.
-const PATIENCE: &str = "1800";
 
 /// One way to the new release.
 #[derive(Debug, Serialize)]
@@ -55,7 +53,14 @@ pub fn run(context: &Context, args: &args::BenchDelta) -> Done {
     let mut measured = Vec::new();
     let mut targets = Vec::new();
     if let (Some(old), Some(new)) = (&args.old, &args.new) {
-        measured.push(measure(&toolbox, tools.as_ref(), "files", "the two files", old, new)?);
+        measured.push(measure(
+            &toolbox,
+            tools.as_ref().map(|tools| (tools, args.patience)),
+            "files",
+            "the two files",
+            old,
+            new,
+        )?);
     }
     if let Some(unknown) = args.only.iter().find(|name| releases.pair.iter().all(|pair| pair.name != **name))
     {
@@ -64,7 +69,14 @@ pub fn run(context: &Context, args: &args::BenchDelta) -> Done {
     let chosen = releases.pair.iter().filter(|pair| args.only.is_empty() || args.only.contains(&pair.name));
     for pair in chosen.filter(|_| args.old.is_none()) {
         let (old, new) = releases.images(context, &toolbox, pair, &Plain)?;
-        let done = measure(&toolbox, tools.as_ref(), &pair.name, &pair.title, &old, &new)?;
+        let done = measure(
+            &toolbox,
+            tools.as_ref().map(|tools| (tools, args.patience)),
+            &pair.name,
+            &pair.title,
+            &old,
+            &new,
+        )?;
         judge(&done, pair.wanted, pair.blocks, &mut targets);
         measured.push(done);
     }
@@ -107,7 +119,7 @@ pub fn apply(args: &args::DeltaApply) -> Done {
 
 fn measure(
     toolbox: &Toolbox,
-    tools: Option<&Toolbox>,
+    tools: Option<(&Toolbox, u64)>,
     name: &str,
     title: &str,
     old: &Path,
@@ -124,10 +136,10 @@ fn measure(
     let full = ours("full (.rdelta)", &new, &[], work.path())?;
     let delta = ours("delta (.rdelta)", &new, &sources, work.path())?;
     let mut ways = vec![full, delta];
-    if let Some(tools) = tools {
+    if let Some((tools, patience)) = tools {
         let dirs = [&old, &new].into_iter().filter_map(|path| path.parent());
         let tools = dirs.fold(tools.clone().with_path(work.path()), |tools, dir| tools.with_path(dir));
-        ways.extend(others(&tools, &old, &new, work.path()));
+        ways.extend(others((&tools, patience), &old, &new, work.path()));
     }
     for way in &ways {
         let bytes = way.bytes.map_or("not measured".into(), mb);
@@ -232,8 +244,9 @@ const TOOLS: [Tool; 5] = [
     },
 ];
 
-fn others(tools: &Toolbox, old: &Path, new: &Path, work: &Path) -> Vec<Way> {
-    let mut ways: Vec<Way> = TOOLS.iter().map(|tool| other(tools, tool, old, new, work)).collect();
+fn others((tools, patience): (&Toolbox, u64), old: &Path, new: &Path, work: &Path) -> Vec<Way> {
+    let mut ways: Vec<Way> =
+        TOOLS.iter().map(|tool| other((tools, patience), tool, old, new, work)).collect();
     ways.push(match blocks(tools, old, new, work) {
         Ok(way) => way,
         Err(why) => unmeasured("RAUC block-hash-index", format!("{why:#}")),
@@ -245,14 +258,20 @@ fn unmeasured(name: &'static str, note: String) -> Way {
     Way { name, bytes: None, note: Some(note), generate_s: None, apply_s: None, apply_peak_bytes: None }
 }
 
-fn other(tools: &Toolbox, tool: &Tool, old: &Path, new: &Path, work: &Path) -> Way {
+fn other(tools: (&Toolbox, u64), tool: &Tool, old: &Path, new: &Path, work: &Path) -> Way {
     match try_other(tools, tool, old, new, work) {
         Ok(way) => way,
         Err(why) => unmeasured(tool.name, format!("{why:#}")),
     }
 }
 
-fn try_other(tools: &Toolbox, tool: &Tool, old: &Path, new: &Path, work: &Path) -> Result<Way> {
+fn try_other(
+    (tools, patience): (&Toolbox, u64),
+    tool: &Tool,
+    old: &Path,
+    new: &Path,
+    work: &Path,
+) -> Result<Way> {
     let dir = tempfile::Builder::new().prefix("tool-").tempdir_in(work)?;
     let out = dir.path().join(if tool.name == "casync" { "out.caibx" } else { "out" });
     let back = dir.path().join("back");
@@ -261,11 +280,20 @@ fn try_other(tools: &Toolbox, tool: &Tool, old: &Path, new: &Path, work: &Path) 
         for (name, path) in [("OLD", old), ("NEW", new), ("OUT", &out), ("BACK", &back)] {
             command.arg(format!("{name}={}", path.display()));
         }
-        command.args(["timeout", PATIENCE, "time", "-f", "measured %e %M", "bash", "-c", script]);
+        command.args([
+            "timeout",
+            &patience.to_string(),
+            "time",
+            "-f",
+            "measured %e %M",
+            "bash",
+            "-c",
+            script,
+        ]);
         let done = command.stdin(Stdio::null()).output().context("cannot run it")?;
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         if done.status.code() == Some(124) {
-            bail!("took longer than {PATIENCE} s");
+            bail!("took longer than {patience} s");
         }
         if !done.status.success() {
             bail!("{}", said.lines().last().unwrap_or("failed"));

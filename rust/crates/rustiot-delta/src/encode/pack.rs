@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Uncompressed bytes at which a segment ends; the decoder's limit leaves room for one more operation.
 const RAW: usize = 4 << 20;
-/// Streams up to this length are compressed in all the ways that [`WAYS`] has, longer ones only in the first few.
-const SHORT: usize = 4 << 20;
+/// Streams up to this length are compressed in all the ways that [`WAYS`] has, longer ones only in the first.
+const SHORT: usize = 1 << 20;
 /// LZMA's literal context bits, literal position bits and position bits.
 const WAYS: [(u32, u32, u32); 6] = [(3, 0, 2), (3, 0, 0), (0, 0, 0), (4, 0, 0), (0, 2, 2), (1, 0, 0)];
 
@@ -159,7 +159,7 @@ fn compress_all(raws: &[Raw], progress: &(dyn Fn(f32) + Sync)) -> Result<Vec<Pac
 /// The shortest form of a stream: method and bytes.
 fn compress(raw: &[u8]) -> std::io::Result<(u8, Vec<u8>)> {
     let mut best = (0, raw.to_vec());
-    let ways = if raw.len() < SHORT { WAYS.len() } else { 2 };
+    let ways = if raw.len() < SHORT { WAYS.len() } else { 1 };
     for (lc, lp, pb) in WAYS.into_iter().take(ways) {
         if raw.is_empty() {
             break;
