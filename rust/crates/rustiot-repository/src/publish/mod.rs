@@ -1,10 +1,10 @@
-//! The publisher: keeps a repository in a directory. Workstation only; used by `rustiot repo`, `publish`, `rollout`.
+//! The publisher: keeps a repository in a directory, in which are the places below. Workstation only; used by `rustiot repo`, `publish`, `rollout`.
 //!
 //! ```text
-//! DIR/repo.toml   lifetimes, thresholds, where the keys are, how many deltas
-//! DIR/keys/       private keys, 0600: move the offline ones away
-//! DIR/work/       what should be published: index and roll-outs as plain files, older bundles, half-signed metadata
-//! DIR/public/     what is published: metadata/ and targets/. Upload this, timestamp.json last.
+//! repo.toml   lifetimes, thresholds, where the keys are, how many deltas
+//! keys/       private keys, 0600: move the offline ones away
+//! work/       what should be published: index and roll-outs as plain files, older bundles, half-signed metadata
+//! public/     what is published: metadata/ and targets/. Upload this, timestamp.json last.
 //! ```
 //!
 //! `work/` says what should be, [`Repository::sign`] makes `public/` say the same with as few new files as it takes: run
