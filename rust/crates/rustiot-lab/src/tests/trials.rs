@@ -55,7 +55,7 @@ pub(super) const TESTS: &[LabTest] = &[
     LabTest {
         name: "falls_back_when_a_required_service_is_broken",
         boards: &[],
-        promise: "A release with a broken required service is left at its deadline and never taken again by itself; a newer one is.",
+        promise: "A release with a broken required service is left as soon as the service has failed for good, and never taken again by itself; a newer one is.",
         tags: &[Tag::QuickOnFirst],
         run: falls_back_when_a_required_service_is_broken,
     },
