@@ -3,15 +3,14 @@
 use crate::fail::{Done, Fail, Why};
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
-use rustiot_image::{Context, Plain, Toolbox};
+use rustiot_image::{BundleTools, Context, Plain, Toolbox};
 use rustiot_repository::publish::keys::KeyPlace;
 use rustiot_repository::publish::{
-    self, Error, Rdelta, Repository, RoleName, Settings, Signing, Tool, parse_waves,
+    self, Error, Rdelta, Repository, RoleName, Settings, Signing, parse_waves,
 };
 use rustiot_repository::{Rollout, State};
 use serde_json::json;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where the repository is.
@@ -287,55 +286,6 @@ fn told(done: &Signing, json: bool) -> Done {
     Ok(())
 }
 
-/// RAUC and squashfs-tools out of the toolbox.
-struct Rauc {
-    toolbox: Toolbox,
-    keyring: PathBuf,
-}
-
-impl Rauc {
-    fn run(&self, paths: [&Path; 2], program: &str, args: &[&std::ffi::OsStr]) -> Result<(), String> {
-        let mut toolbox = self.toolbox.clone();
-        for path in paths {
-            if let Some(dir) = path.parent() {
-                toolbox = toolbox.with_path(dir);
-            }
-        }
-        let mut command: Command = toolbox.command(program);
-        let out = command.args(args).output().map_err(|error| format!("cannot run {program}: {error}"))?;
-        if out.status.success() {
-            return Ok(());
-        }
-        let words = String::from_utf8_lossy(&out.stderr).into_owned();
-        Err(words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned())
-    }
-}
-
-impl Tool for Rauc {
-    fn verify(&self, bundle: &Path) -> Result<(), String> {
-        let bundle = bundle.canonicalize().map_err(|error| error.to_string())?;
-        // As a device checks it (conf/rauc/system.conf.in): without this RAUC wants certificates for e-mail.
-        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let config = dir.path().join("system.conf");
-        let text = format!(
-            "[system]\ncompatible=any\nbootloader=noop\n\n[keyring]\npath={}\ncheck-purpose=codesign\n\
-             allow-partial-chain=true\n",
-            self.keyring.display()
-        );
-        std::fs::write(&config, text).map_err(|error| error.to_string())?;
-        let conf = format!("--conf={}", config.display());
-        self.run([&bundle, &self.keyring], "rauc", &[conf.as_ref(), "info".as_ref(), bundle.as_os_str()])
-    }
-
-    fn unpack(&self, bundle: &Path, to: &Path) -> Result<(), String> {
-        let bundle = bundle.canonicalize().map_err(|error| error.to_string())?;
-        let to = to.canonicalize().map_err(|error| error.to_string())?;
-        let args =
-            ["-no-progress".as_ref(), "-f".as_ref(), "-d".as_ref(), to.as_os_str(), bundle.as_os_str()];
-        self.run([&bundle, &to], "unsquashfs", &args)
-    }
-}
-
 /// `rustiot publish`.
 pub fn publish(context: &Context, args: &Publish) -> Done {
     if let Some(missing) = args.bundles.iter().find(|path| !path.is_file()) {
@@ -354,7 +304,7 @@ pub fn publish(context: &Context, args: &Publish) -> Done {
             anyhow!(error).context(format!("cannot find the keyring {}", keyring.display())),
         )
     })?;
-    let tool = Rauc { toolbox, keyring };
+    let tool = BundleTools { toolbox, keyring };
     let last = std::sync::Mutex::new(String::new());
     let progress = |what: &str, share: f32| {
         let line = format!("  … {what}: {:.0} %", (share * 10.0).floor() * 10.0);

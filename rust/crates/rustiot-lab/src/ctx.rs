@@ -1,10 +1,12 @@
 //! What a test gets: machines in the state that it needs, bundles, a web server, its own
 //! directory. Everything in it is gone after the test; only a failed one leaves its logs.
 
-use crate::fixtures::{Fixtures, Release};
+use crate::fixtures::{self, Fixtures, Release};
 use crate::lab::Lab;
 use anyhow::{Context, Result};
 use rustiot_board::Board;
+use rustiot_image::BundleTools;
+use rustiot_repository::publish::{Rdelta, Repository};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -152,6 +154,34 @@ impl<'a> Ctx<'a> {
             }
         }
         Ok(FileServer::start(&dir)?)
+    }
+
+    /// A web server with a repository that has published `releases`, with deltas between them, for this board. The
+    /// lab's devices trust it. Its files are in [`Ctx::published`].
+    pub fn publish(&self, releases: &[&Release]) -> Result<FileServer> {
+        let repository = self.dir.file("repository");
+        if !repository.exists() {
+            let empty = self.fixtures.repository(self.lab)?;
+            let (from, to) = (empty.to_string_lossy(), repository.to_string_lossy());
+            self.lab.tools().run("cp", &["--archive", &from, &to])?;
+        }
+        let bundles: Vec<PathBuf> = releases.iter().map(|r| self.bundle(r)).collect::<Result<_>>()?;
+        let keyring = self.fixtures.signer(self.lab)?.keyring;
+        let tools = BundleTools { toolbox: self.lab.toolbox.clone(), keyring };
+        Repository::open(&repository)?.publish(
+            &bundles,
+            None,
+            &tools,
+            &Rdelta,
+            fixtures::now(),
+            &|_, _| {},
+        )?;
+        Ok(FileServer::start(&self.published())?)
+    }
+
+    /// What the web server of [`Ctx::publish`] shows: `metadata/` and `targets/`.
+    pub fn published(&self) -> PathBuf {
+        self.dir.file("repository").join("public")
     }
 
     /// Where partition `name` begins on this board's disk, bytes.

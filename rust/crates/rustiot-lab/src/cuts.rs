@@ -3,17 +3,20 @@
 
 use crate::ctx::Ctx;
 use crate::device::{BootInfo, Device};
-use crate::fixtures::{A, B};
+use crate::fixtures::{A, B, Release};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use testbed::writelog::{Random, WriteLog, apply};
+use testbed::writelog::{Entry, Random, WriteLog, apply};
 use testbed::{Disk, FileServer, Machine, Off};
 
-/// Between two looks at the firmware's variables while an update is recorded.
+/// Between two looks at the firmware's variables and the log's length while a run is recorded.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A recorded run: everything that the disk and the firmware's variables went through.
@@ -21,12 +24,23 @@ pub struct Recording {
     base: PathBuf,
     /// What a machine must be when it is healthy again after a cut.
     whole: fn(&Machine, &BootInfo, &str) -> Result<()>,
+    /// What each release's root is, and where on the disk a slot has it (bytes).
+    roots: Vec<(Release, PathBuf, u64)>,
     log_path: PathBuf,
     log: WriteLog,
-    /// The variables and the log's length (bytes) between which two they were written.
-    vars: Vec<Vars>,
+    /// When there was how much of it.
+    watched: Watched,
     /// The bundles, at the address that the device was told.
     _server: Option<FileServer>,
+}
+
+/// What a recorded run looked like from outside, again and again.
+#[derive(Default)]
+struct Watched {
+    /// The variables and the log's lengths between which they were written.
+    vars: Vec<Vars>,
+    /// The log's length (bytes) at each look, all looks as far apart in time.
+    lengths: Vec<u64>,
 }
 
 /// One content of the firmware's variables.
@@ -69,8 +83,9 @@ impl Recording {
             machine.wait_settled()?;
             Ok(())
         };
-        let (log_path, log, vars) = record(machine, &update)?;
-        Ok(Recording { base, whole: old_or_new, log_path, log, vars, _server: Some(server) })
+        let (log_path, log, watched) = record(machine, &update)?;
+        let roots = vec![root(ctx, &A, "root-a")?, root(ctx, &B, "root-b")?];
+        Ok(Recording { base, whole: old_or_new, roots, log_path, log, watched, _server: Some(server) })
     }
 
     /// Records a first boot, from the first write to the committed slot.
@@ -82,8 +97,9 @@ impl Recording {
             machine.wait_settled()?;
             Ok(())
         };
-        let (log_path, log, vars) = record(machine, &boot)?;
-        Ok(Recording { base, whole: provisioned, log_path, log, vars, _server: None })
+        let (log_path, log, watched) = record(machine, &boot)?;
+        let roots = vec![root(ctx, &A, "root-a")?];
+        Ok(Recording { base, whole: provisioned, roots, log_path, log, watched, _server: None })
     }
 
     /// How many writes there were: cuts fall after 0 to this many.
@@ -116,7 +132,13 @@ impl Recording {
         let at = later.iter().find_map(|entry| entry.data).unwrap_or(u64::MAX);
         let mut random = Random(seed);
         let there = |vars: &&Vars| at >= vars.to || (at > vars.from && random.next().is_multiple_of(2));
-        self.vars.iter().take_while(there).last().or(self.vars.first()).map(|vars| &*vars.content)
+        self.watched
+            .vars
+            .iter()
+            .take_while(there)
+            .last()
+            .or(self.watched.vars.first())
+            .map(|vars| &*vars.content)
     }
 
     /// Cuts the power, lets it come back and says what became of the device: it has to become
@@ -126,6 +148,7 @@ impl Recording {
         let mut attempt = || -> Result<()> {
             let off = self.cut(ctx, after_writes, seed)?;
             let dir = off.dir().to_path_buf();
+            let disk = File::open(dir.join("cut.raw")).context("cannot open the disk")?;
             let machine = off.power_on()?;
             // Open in the machine, and gone with it: many cuts would fill the disk.
             for disk in ["cut.raw", "disk.qcow2"] {
@@ -136,8 +159,9 @@ impl Recording {
             cut.version = machine.version()?;
             ensure!(boot.kind != "rescue", "it is in rescue: {}", boot.raw);
             (self.whole)(&machine, &boot, &cut.version)?;
-            // Every block of the running root is what was signed.
-            machine.sh("cat $(findmnt -n -o SOURCE /) > /dev/null")?;
+            let running = self.roots.iter().find(|(release, ..)| release.version == cut.version);
+            let (_, signed, at) = running.with_context(|| format!("there is no release {}", cut.version))?;
+            ensure!(holds(&disk, *at, signed)?, "the root that runs is not what was signed");
             Ok(())
         };
         cut.problem = attempt().err().map(|error| format!("{error:#}"));
@@ -168,10 +192,10 @@ impl Recording {
         cuts.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `runs` instants, spread over the whole run by `seed`.
+    /// `runs` instants of the whole run, by `seed`. Every other one is a moment as any other, as power goes: most
+    /// meet the long stretches. The rest fall just before a flush, where steps are decided, however short they are.
     pub fn instants(&self, runs: usize, seed: u64) -> Vec<(usize, u64)> {
-        let mut random = Random(seed);
-        (0..runs).map(|_| (random.below(self.len().saturating_add(1)), random.next())).collect()
+        instants(self.log.entries(), &self.watched.lengths, runs, seed)
     }
 
     /// `runs` instants just before a flush, evenly spread over all flushes: what a step wrote is
@@ -182,6 +206,31 @@ impl Recording {
         let mut random = Random(seed);
         let nth = |n: usize| flushes.get(n.saturating_mul(flushes.len()) / runs.max(1)).copied();
         (0..runs).filter_map(nth).map(|at| (at, random.next())).collect()
+    }
+}
+
+/// A release's root and where `partition` begins.
+fn root(ctx: &Ctx, release: &Release, partition: &str) -> Result<(Release, PathBuf, u64)> {
+    let image = ctx.fixtures.image(ctx.lab, ctx.board, release)?;
+    Ok((*release, image.root, ctx.partition(partition)?))
+}
+
+/// Whether every block of the file `content` stands on `disk` from byte `at` on.
+fn holds(disk: &File, at: u64, content: &Path) -> Result<bool> {
+    let mut content = File::open(content).with_context(|| format!("cannot open {}", content.display()))?;
+    let (mut expected, mut found) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    let mut at = at;
+    loop {
+        let count = content.read(&mut expected).context("cannot read a root")?;
+        if count == 0 {
+            return Ok(true);
+        }
+        found.resize(count, 0);
+        disk.read_exact_at(&mut found, at).context("cannot read the disk")?;
+        if Some(&*found) != expected.get(..count) {
+            return Ok(false);
+        }
+        at = at.saturating_add(u64::try_from(count)?);
     }
 }
 
@@ -211,25 +260,40 @@ fn provisioned(machine: &Machine, _: &BootInfo, _: &str) -> Result<()> {
     Ok(())
 }
 
-type Recorded = (PathBuf, WriteLog, Vec<Vars>);
+type Recorded = (PathBuf, WriteLog, Watched);
+
+fn instants(entries: &[Entry], lengths: &[u64], runs: usize, seed: u64) -> Vec<(usize, u64)> {
+    let flushes: Vec<usize> = entries.iter().enumerate().filter(|(_, e)| e.flush).map(|(at, _)| at).collect();
+    let mut random = Random(seed);
+    let one = |number: usize| {
+        let at = if number.is_multiple_of(2) {
+            let length = lengths.get(random.below(lengths.len())).copied().unwrap_or(u64::MAX);
+            entries.iter().position(|entry| entry.data.is_some_and(|at| at >= length))
+        } else {
+            flushes.get(random.below(flushes.len())).copied()
+        };
+        (at.unwrap_or(entries.len()), random.next())
+    };
+    (0..runs).map(one).collect()
+}
 
 /// Lets `run` happen to a machine with a logged disk, then cuts its power.
 fn record(machine: Machine, run: &dyn Fn(&Machine) -> Result<()>) -> Result<Recorded> {
     let dir = machine.dir().to_path_buf();
     let (log_path, vars_path) = (dir.join("writes.log"), dir.join("vars.fd"));
     let done = AtomicBool::new(false);
-    let (vars, end) = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch_vars(&vars_path, &log_path, &done));
+    let (watched, end) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(&vars_path, &log_path, &done));
         let end = run(&machine);
         done.store(true, Ordering::Relaxed);
         (watcher.join(), end)
     });
     end?;
-    let Ok(vars) = vars else { bail!("the watcher of the firmware's variables panicked") };
+    let Ok(watched) = watched else { bail!("the watcher of the firmware's variables panicked") };
     drop(machine.power_cut());
     let log = WriteLog::open(&log_path)?;
     ensure!(log.entries().iter().any(|entry| entry.flush), "the device never flushed its disk");
-    Ok((log_path, log, vars))
+    Ok((log_path, log, watched))
 }
 
 fn flatten(ctx: &Ctx, from: &Path, to: &Path) -> Result<()> {
@@ -238,22 +302,73 @@ fn flatten(ctx: &Ctx, from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Notes each content of the variables' file, and how long the log was around the change.
-fn watch_vars(vars: &Path, log: &Path, done: &AtomicBool) -> Vec<Vars> {
+/// Notes each content of the variables' file and how long the log was around the change; and how long it was at
+/// each look.
+fn watch(vars: &Path, log: &Path, done: &AtomicBool) -> Watched {
     let length = || std::fs::metadata(log).map_or(0, |meta| meta.len());
-    let mut seen: Vec<Vars> = Vec::new();
+    let mut watched = Watched::default();
     let mut before = 0;
     loop {
         let last = done.load(Ordering::Relaxed);
         let content = std::fs::read(vars).unwrap_or_default();
         let now = length();
-        if !content.is_empty() && seen.last().is_none_or(|old| old.content != content) {
-            seen.push(Vars { from: before, to: now, content });
+        if !content.is_empty() && watched.vars.last().is_none_or(|old| old.content != content) {
+            watched.vars.push(Vars { from: before, to: now, content });
         }
+        watched.lengths.push(now);
         before = now;
         if last {
-            return seen;
+            return watched;
         }
         std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(data: u64) -> Entry {
+        Entry { offset: 0, bytes: 512, data: Some(data), flush: false, durable: false }
+    }
+
+    const FLUSH: Entry = Entry { offset: 0, bytes: 0, data: None, flush: true, durable: false };
+
+    #[test]
+    fn a_root_is_whole_or_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, root) = (dir.path().join("disk"), dir.path().join("root"));
+        let content = vec![7; (1 << 20) + 5];
+        std::fs::write(&root, &content).unwrap();
+        let mut bytes = [vec![1; 512], content].concat();
+        let found = |bytes: &[u8]| {
+            std::fs::write(&disk, bytes).unwrap();
+            holds(&File::open(&disk).unwrap(), 512, &root)
+        };
+        assert!(found(&bytes).unwrap());
+        *bytes.last_mut().unwrap() ^= 1;
+        assert!(!found(&bytes).unwrap());
+        bytes.pop();
+        assert!(found(&bytes).is_err(), "a disk that ends too soon");
+    }
+
+    #[test]
+    fn half_of_the_cuts_follow_the_clock_and_half_the_flushes() {
+        // A thousand writes in a moment, then one flush and a long silence with two writes.
+        let mut log: Vec<Entry> = (0..1000).map(|n| write(n * 1024)).collect();
+        log.extend([FLUSH, write(2_000_000), write(2_001_024)]);
+        let mut lengths = vec![1_023_999];
+        lengths.resize(100, 2_002_048);
+        let chosen = instants(&log, &lengths, 20, 1);
+        assert_eq!(chosen.len(), 20);
+        let by = |rest: usize| chosen.iter().skip(rest).step_by(2).map(|(at, _)| *at).collect::<Vec<_>>();
+        assert!(by(1).iter().all(|at| *at == 1000), "{:?}", by(1));
+        assert!(by(0).iter().filter(|at| **at == log.len()).count() >= 8, "{:?}", by(0));
+        assert_eq!(chosen, instants(&log, &lengths, 20, 1), "a seed is a promise");
+        assert_ne!(chosen, instants(&log, &lengths, 20, 2));
+        assert!(
+            instants(&[], &[], 2, 1).iter().all(|(at, _)| *at == 0),
+            "nothing written, nothing to choose"
+        );
     }
 }

@@ -7,12 +7,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_board::{Arch, Board};
 use rustiot_image::keys::{self, Signer};
 use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Progress, Request, Silent};
+use rustiot_repository::publish::{Repository, Settings};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use testbed::writelog::Random;
 use testbed::{Disk, FileServer, Off, Snapshot};
 
 /// The medium that lab machines have: more than the image, so that `data` has room to grow. Bytes.
@@ -45,6 +47,8 @@ pub enum File {
     Text(&'static str, &'static str),
     /// The same, executable.
     Program(&'static str, &'static str),
+    /// Path in the root and how many bytes: noise that no compressor makes smaller, other noise for each path.
+    Noise(&'static str, usize),
     /// Path in the root and the source of a static program, a file of `conf/bench`.
     Built(&'static str, &'static str),
     /// Path and target of a symbolic link; a unit that links to `/dev/null` is masked.
@@ -105,9 +109,30 @@ impl Fixtures {
         self.once("keys", || Ok(keys::development(&lab.toolbox, &lab.keys())?))
     }
 
+    /// A repository without a release, with all its keys; every image of the lab trusts it.
+    pub fn repository(&self, lab: &Lab) -> Result<PathBuf> {
+        let dir = lab.keys().join("repository");
+        self.once("repository", || {
+            if dir.join("repo.toml").is_file() {
+                return Ok(());
+            }
+            // Devices of the lab have the bundle itself for the other way: it need not be compressed.
+            let settings = Settings { full_way: false, bundle_way: true, ..Settings::default() };
+            std::fs::create_dir_all(lab.keys()).context("cannot make the directory of keys")?;
+            let new = tempfile::tempdir_in(lab.keys()).context("cannot make a repository")?;
+            drop(Repository::init(new.path(), settings, now())?);
+            match std::fs::rename(new.path(), &dir) {
+                // Another command has made one at the same time.
+                Err(_) if dir.join("repo.toml").is_file() => Ok(()),
+                moved => moved.context("cannot keep the repository"),
+            }
+        })?;
+        Ok(dir)
+    }
+
     /// The images of `release` for `board`.
     pub fn image(&self, lab: &Lab, board: &Board, release: &Release) -> Result<Image> {
-        let signer = self.signer(lab)?;
+        let (signer, repository) = (self.signer(lab)?, self.repository(lab)?);
         // The same twice at once would be built twice.
         self.once(&format!("image {} {}", board.name, release.name), || {
             let overlay = tempfile::tempdir_in(lab.context.cache()).context("cannot make an overlay")?;
@@ -119,6 +144,7 @@ impl Fixtures {
             }
             let mut request = Request::new(&board.name, release.version, &signer.keyring);
             request.floor = release.floor.map(String::from);
+            request.repository_root = Some(repository.join("public/metadata/1.root.json"));
             request.cmdline = release.cmdline.iter().map(ToString::to_string).collect();
             if release.no_init {
                 request.init = Init::Missing;
@@ -250,6 +276,11 @@ fn forget_old(dir: &Path, prefix: &str, suffix: &str, keep: &Path) {
     }
 }
 
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 fn settle(machine: &testbed::Machine) -> Result<()> {
     machine.wait_healthy()?;
     machine.wait_settled()?;
@@ -283,13 +314,28 @@ fn compile(lab: &Lab, board: &Board, source: &str, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// `bytes` of noise, the same for the same seed.
+fn noise(seed: &str, bytes: usize) -> Vec<u8> {
+    let mut hasher = DefaultHasher::new();
+    seed.hash(&mut hasher);
+    let mut random = Random(hasher.finish());
+    let mut noise: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(|_| random.next().to_le_bytes()).collect();
+    noise.truncate(bytes);
+    noise
+}
+
 fn place(root: &Path, file: &File) -> Result<()> {
-    let (File::Text(path, _) | File::Program(path, _) | File::Link(path, _) | File::Built(path, _)) = file;
+    let (File::Text(path, _)
+    | File::Program(path, _)
+    | File::Noise(path, _)
+    | File::Link(path, _)
+    | File::Built(path, _)) = file;
     let target = root.join(path);
     make_parent(&target)?;
     let made = match file {
         File::Built(_, source) => bail!("{source} must be compiled"),
         File::Text(_, text) => std::fs::write(&target, text),
+        File::Noise(path, bytes) => std::fs::write(&target, noise(path, *bytes)),
         File::Link(_, to) => std::os::unix::fs::symlink(to, &target),
         File::Program(_, text) => std::fs::write(&target, text)
             .and_then(|()| std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755))),

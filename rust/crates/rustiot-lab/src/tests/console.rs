@@ -67,8 +67,8 @@ struct Terminal {
 
 impl Terminal {
     fn start(ctx: &Ctx) -> Result<Self> {
-        let command = std::env::current_exe().context("cannot find the command")?;
-        let line = format!("'{}' run --board '{}'", command.display(), ctx.board.name);
+        // Not by its path: there may be another one by now, or none, when it was built again since we started.
+        let line = format!("/proc/{}/exe run --board '{}'", std::process::id(), ctx.board.name);
         let mut child = Command::new("script")
             .args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"])
             .env("RUSTIOT_ROOT", ctx.lab.context.repo())

@@ -6,6 +6,7 @@ mod console;
 mod damage;
 mod firmware;
 mod liveness;
+mod ota;
 mod owner;
 mod power;
 mod refusals;
@@ -25,6 +26,7 @@ pub fn all() -> Vec<LabTest> {
         firmware::TESTS,
         damage::TESTS,
         updates::TESTS,
+        ota::TESTS,
         owner::TESTS,
         refusals::TESTS,
         signing::TESTS,

@@ -198,7 +198,7 @@ impl Trial {
         let boots = last.number.saturating_sub(self.number);
         ensure!(boots == failed_boots.saturating_add(1), "{boots} boots until the old slot was back");
         let fired = self.machine.watchdog_resets();
-        ensure!(fired == resets, "the watchdog fired {fired} times");
+        ensure!(fired == resets, "the watchdog fired {fired} times: {:?}", self.machine.events(self.mark));
         Ok(record)
     }
 }

@@ -177,7 +177,7 @@ impl Repository {
             let release = index.release(&manifest.hash);
             release.is_some_and(|r| r.ways.iter().any(|way| way.kind == kind && way.from == from))
         };
-        if !has(&index, WayKind::Full, None) {
+        if self.settings().full_way && !has(&index, WayKind::Full, None) {
             let file = self.encode(&format!("{name}.full.rdelta"), &target, &[], encoder, progress)?;
             self.add(&mut index, &manifest.hash, way(WayKind::Full, file, None), now)?;
         }

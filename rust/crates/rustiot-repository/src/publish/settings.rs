@@ -113,7 +113,9 @@ pub struct Settings {
     pub factory: Vec<String>,
     /// Releases that an index names; older ones stay on the server but are no longer offered.
     pub releases: usize,
-    /// Also offer the bundle as it is, for RAUC's block-hash index.
+    /// Offer the whole bundle compressed: the way for every device that has no delta.
+    pub full_way: bool,
+    /// Offer the bundle as it is, too.
     pub bundle_way: bool,
     /// Days until each role expires.
     pub days: Days,
@@ -136,6 +138,7 @@ impl Default for Settings {
             deltas: 3,
             factory: Vec::new(),
             releases: 16,
+            full_way: true,
             bundle_way: false,
             days: Days::default(),
             threshold: Thresholds::default(),
@@ -166,6 +169,11 @@ impl Settings {
             if usize::try_from(need).unwrap_or(usize::MAX) > have || need == 0 {
                 return Err(wrong(format!("threshold.{} is {need}, there are {have} keys", role.as_str())));
             }
+        }
+        if !settings.full_way && !settings.bundle_way {
+            return Err(wrong(
+                "full_way and bundle_way are both false: a device without a delta could never update".into(),
+            ));
         }
         Ok(settings)
     }

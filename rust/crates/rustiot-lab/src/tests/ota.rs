@@ -1,0 +1,191 @@
+//! Updates over the air: the device finds a release in a repository on a plain web server and fetches the difference.
+
+use crate::COMMAND;
+use crate::ctx::Ctx;
+use crate::device::{Device, HEALTHY};
+use crate::fixtures::{A, B, File, Release};
+use crate::runner::{LabTest, Tag};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use std::path::PathBuf;
+use testbed::{FileServer, Machine};
+
+pub(super) const TESTS: &[LabTest] = &[
+    LabTest {
+        name: "updates_by_the_difference_from_a_plain_web_server",
+        boards: &[],
+        promise: "A device finds a release in a repository of static files, shows what it costs, and fetches the difference and no more.",
+        tags: &[Tag::QuickOnFirst],
+        run: updates_by_the_difference_from_a_plain_web_server,
+    },
+    LabTest {
+        name: "a_damaged_delta_is_followed_by_the_next_way",
+        boards: &[],
+        promise: "A delta that is damaged on the server costs a detour, is told, and the release is installed all the same.",
+        tags: &[],
+        run: a_damaged_delta_is_followed_by_the_next_way,
+    },
+    LabTest {
+        name: "a_download_that_is_cut_again_and_again_costs_no_byte_twice",
+        boards: &[],
+        promise: "Power cuts, a killed service and a lost link in a download cost at most 5 % more bytes than a clean run.",
+        tags: &[],
+        run: a_download_that_is_cut_again_and_again_costs_no_byte_twice,
+    },
+];
+
+/// A release whose delta is worth cutting.
+const NOISY: Release =
+    Release { files: &[File::Noise("usr/share/noise", 12 << 20)], ..Release::new("noisy", "1.3.0") };
+
+/// Tells the device where its releases come from; it is under way from the next question on.
+fn look_at(machine: &Machine, server: &FileServer) -> Result<()> {
+    let url = server.guest_url("");
+    machine.sh(&format!(
+        "mount -o remount,rw /config && printf '[update]\nsource = \"{url}\"\npolicy = \"manual\"\n' >> \
+         /config/rustiot.toml && sync && mount -o remount,ro /config && rustiot provision apply"
+    ))?;
+    Ok(())
+}
+
+/// The answer of a command in JSON.
+fn json(machine: &Machine, command: &str) -> Result<Value> {
+    let text = machine.sh(&format!("{command} --json"))?;
+    serde_json::from_str(&text).with_context(|| format!("`{command} --json` said: {text}"))
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn number(value: &Value, pointer: &str) -> u64 {
+    value.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
+}
+
+/// The newest entry of the history.
+fn last(machine: &Machine) -> Result<Value> {
+    let history = json(machine, "rustiot update history")?;
+    let entries = history.as_array().or_else(|| history.get("history")?.as_array());
+    entries.and_then(|entries| entries.last()).cloned().with_context(|| format!("no entry: {history}"))
+}
+
+fn updates_by_the_difference_from_a_plain_web_server(ctx: &mut Ctx) -> Result<()> {
+    let server = ctx.publish(&[&A, &B])?;
+    let whole = std::fs::metadata(ctx.bundle(&B)?).context("no bundle")?.len();
+    let machine = ctx.healthy()?;
+    look_at(&machine, &server)?;
+    machine.sh("rustiot update check")?;
+    let looked = server.bytes();
+    let plan = json(&machine, "rustiot update plan")?;
+    ensure!(text(&plan, "/release/version") == B.version, "no plan for {}: {plan}", B.version);
+    ensure!(text(&plan, "/ways/0/kind") == "delta", "not by delta: {plan}");
+    let promised = number(&plan, "/ways/0/bytes");
+    ensure!(server.bytes() == looked, "looking at a plan fetched {} bytes", server.bytes() - looked);
+    let before = machine.boot()?;
+    let output = machine.run("rustiot update install", HEALTHY)?;
+    ensure!(output.ok(), "the install ended with {}: {}{}", output.status, output.stdout, output.stderr);
+    machine.wait_next_healthy(&before)?;
+    ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
+    machine.wait_settled()?;
+    let entry = last(&machine)?;
+    ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
+    let fetched = server.bytes().saturating_sub(looked);
+    ensure!(fetched <= promised + promised / 10 + 8192, "{fetched} bytes came, {promised} were promised");
+    ensure!(fetched < whole / 100, "{fetched} of {whole} bytes came");
+    ctx.figures.note("check_bytes", looked);
+    ctx.figures.note("fetched_bytes", fetched);
+    ctx.figures.note("bundle_bytes", whole);
+    Ok(())
+}
+
+/// The files of deltas that the server has.
+fn deltas(ctx: &Ctx) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut dirs = vec![ctx.published().join("targets")];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).context("cannot list the targets")?.flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.to_string_lossy().contains(".from-") {
+                found.push(path);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn a_damaged_delta_is_followed_by_the_next_way(ctx: &mut Ctx) -> Result<()> {
+    let server = ctx.publish(&[&A, &B])?;
+    let deltas = deltas(ctx)?;
+    ensure!(deltas.len() == 1, "{} deltas", deltas.len());
+    for delta in deltas {
+        let mut bytes = std::fs::read(&delta).context("cannot read the delta")?;
+        let half = bytes.len() / 2;
+        *bytes.get_mut(half).context("an empty delta")? ^= 1;
+        std::fs::write(&delta, bytes).context("cannot write the delta")?;
+    }
+    let machine = ctx.healthy()?;
+    look_at(&machine, &server)?;
+    let before = machine.boot()?;
+    let output = machine.run("rustiot update install", HEALTHY)?;
+    ensure!(output.ok(), "the install ended with {}: {}{}", output.status, output.stdout, output.stderr);
+    machine.wait_next_healthy(&before)?;
+    ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
+    machine.wait_settled()?;
+    let entry = last(&machine)?;
+    ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
+    ensure!(text(&entry, "/way") == "bundle", "by another way: {entry}");
+    ensure!(text(&entry, "/failed_ways/0/way") == "delta", "the detour is not told: {entry}");
+    Ok(())
+}
+
+fn a_download_that_is_cut_again_and_again_costs_no_byte_twice(ctx: &mut Ctx) -> Result<()> {
+    let server = ctx.publish(&[&A, &NOISY])?;
+    let mut machine = ctx.healthy()?;
+    look_at(&machine, &server)?;
+    machine.sh("rustiot update check")?;
+    let plan = json(&machine, "rustiot update plan")?;
+    let promised = number(&plan, "/ways/0/bytes");
+    ensure!(promised > 10 << 20 && text(&plan, "/ways/0/kind") == "delta", "no delta worth it: {plan}");
+    let begun = server.bytes();
+    server.set_faults(testbed::Faults { bytes_per_second: Some(400_000), ..testbed::Faults::default() });
+    machine.sh("rustiot update install --hold activate --no-wait")?;
+    let share = |n: u64| begun + promised * n / 8;
+    for n in 1..8 {
+        machine
+            .wait_until("the next part of the download", HEALTHY, &mut |_| Ok(server.bytes() >= share(n)))?;
+        match n % 3 {
+            0 => {
+                let before = machine.boot()?;
+                machine = machine.power_cut().power_on()?;
+                machine.wait_healthy()?;
+                ensure!(machine.boot()?.boot_id != before.boot_id, "it did not restart");
+            }
+            1 => {
+                machine.sh("systemctl kill --signal=KILL rustiot-update")?;
+            }
+            _ => {
+                machine.set_link(false)?;
+                let stands = server.bytes();
+                std::thread::sleep(std::time::Duration::from_secs(5));
+                ensure!(server.bytes() - stands < 1 << 20, "bytes come over a link that is down");
+                machine.set_link(true)?;
+            }
+        }
+    }
+    server.set_faults(testbed::Faults::default());
+    machine.wait_until("the release to be installed", HEALTHY, &mut |machine| {
+        let state: Value = json(machine, "rustiot update status")?;
+        Ok(text(&state, "/phase") == "installed")
+    })?;
+    let fetched = server.bytes() - begun;
+    ensure!(fetched * 100 <= promised * 105, "{fetched} bytes came for {promised}");
+    ctx.figures.note("promised_bytes", promised);
+    ctx.figures.note("fetched_bytes", fetched);
+    let before = machine.boot()?;
+    machine.run("rustiot update hold none", COMMAND)?;
+    machine.wait_next_healthy(&before)?;
+    ensure!(machine.version()? == NOISY.version, "runs {}", machine.version()?);
+    Ok(())
+}
