@@ -7,7 +7,8 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    for (target, name, bytes) in gpts()?.into_iter().chain(leases()?).chain(logs()?) {
+    for (target, name, bytes) in gpts()?.into_iter().chain(leases()?).chain(logs()?).chain(deltas()?).chain(indexes()?)
+    {
         let dir = corpus.join(target);
         std::fs::create_dir_all(&dir)?;
         std::fs::write(dir.join(format!("seed-{name}")), bytes)?;
@@ -143,4 +144,60 @@ fn logs() -> Result<Vec<Seed>, Box<dyn Error>> {
         }
     }
     Ok(seeds)
+}
+
+/// A delta between two small images, and one from nothing.
+fn deltas() -> Result<Vec<Seed>, Box<dyn Error>> {
+    let old: Vec<u8> = (0..40_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+    let mut new = old.clone();
+    new[1000..1100].fill(9);
+    new.splice(50_000..50_000, [3; 333]);
+    let mut seeds = Vec::new();
+    for (name, sources) in [("from-old", vec![rustiot_delta::Source { name: "root", bytes: &old }]), ("full", vec![])] {
+        let mut delta = Vec::new();
+        rustiot_delta::encode(&new, &sources, &rustiot_delta::Options::default(), &mut delta, &|_| {})?;
+        let opened = rustiot_delta::Delta::open(delta.as_slice())?;
+        assert_eq!(opened.header().target_len, new.len() as u64, "{name}");
+        seeds.push(("delta", name.to_owned(), delta));
+    }
+    Ok(seeds)
+}
+
+/// Releases with a full way and a delta.
+fn indexes() -> Result<Vec<Seed>, Box<dyn Error>> {
+    use rustiot_repository::index::{Content, FORMAT, Release};
+    use rustiot_repository::{Digest, File, Index, Rollout, Source, Way, WayKind};
+    let release = |version: &str, from: Option<&str>| -> Result<Release, Box<dyn Error>> {
+        let way = |kind, name: &str, from: Option<&str>| Way {
+            kind,
+            file: File { name: name.into(), len: 700, sha256: Digest::of(name.as_bytes()) },
+            from: from.map(|from| Digest::of(from.as_bytes())),
+            from_root_hash: None,
+            from_version: from.and_then(|from| from.parse().ok()),
+            sources: from.map_or_else(Vec::new, |from| {
+                vec![Source { name: "root".into(), len: 4096, sha256: Digest::of(from.as_bytes()) }]
+            }),
+            estimate: None,
+        };
+        let mut ways = vec![way(WayKind::Full, &format!("{version}.full.rdelta"), None)];
+        ways.extend(from.map(|old| way(WayKind::Delta, &format!("{version}.from-{old}.rdelta"), Some(old))));
+        Ok(Release {
+            version: version.parse()?,
+            manifest_hash: Digest::of(version.as_bytes()),
+            root_hash: None,
+            floor: None,
+            build_epoch: 1_700_000_000,
+            notes: "new".into(),
+            details: None,
+            bundle: Content { len: 5000, sha256: Digest::of(b"bundle") },
+            images: vec![Source { name: "root".into(), len: 4096, sha256: Digest::of(version.as_bytes()) }],
+            ways,
+            rollout: Rollout::default(),
+        })
+    };
+    let releases = vec![release("1.1.0", Some("1.0.0"))?, release("1.0.0", None)?];
+    let index = Index { format: FORMAT, compatible: "rustiot-x".into(), published: 1_700_000_000, releases };
+    let bytes = serde_json::to_vec(&index)?;
+    Index::parse(&bytes)?;
+    Ok(vec![("index", "two".to_owned(), bytes)])
 }

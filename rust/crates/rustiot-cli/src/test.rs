@@ -5,7 +5,7 @@ use crate::args;
 use crate::checks;
 use crate::fail::{Done, Fail, Why};
 use anyhow::{Context as _, Result, anyhow};
-use rustiot_image::{Context, Plain};
+use rustiot_image::{Context, Plain, Programs, Silent, Toolbox};
 use rustiot_lab::{Fixtures, Lab, Outcome, Report, tests};
 use serde_json::json;
 use std::io::{BufRead, BufReader};
@@ -77,7 +77,11 @@ pub fn run(context: &Context, args: &args::Test) -> Done {
     }
     let mut count = Count::default();
     if args.only.is_empty() {
-        code(context, quick, &mut count)?;
+        // The machines' programs take minutes on one processor at their end: that goes beside the tests of the code.
+        std::thread::scope(|scope| {
+            scope.spawn(|| build_ahead(context, boards.first()));
+            code(context, quick, &mut count)
+        })?;
     }
     heading(&match quick {
         true => {
@@ -95,6 +99,14 @@ pub fn run(context: &Context, args: &args::Test) -> Done {
         return Err(Fail::new(Why::Failed, anyhow!("{} failed", count.failed)));
     }
     Ok(())
+}
+
+/// Builds the toolbox and the programs of the first board's devices into the cache. What fails here fails again where
+/// it is needed, and is told there.
+fn build_ahead(context: &Context, board: Option<&rustiot_board::Board>) {
+    if let (Some(board), Ok(toolbox)) = (board, Toolbox::ensure(context, &Silent)) {
+        let _ = Programs::build(context, &toolbox, board.arch, &Silent);
+    }
 }
 
 fn promises(

@@ -15,10 +15,11 @@ use zbus::zvariant::Value;
 
 use crate::args::Install;
 
-/// How often a running install is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often a running install is looked at. Each question wakes the bus, the service and this command on a machine
+/// that is at work.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Looks in a row that may fail while the service restarts.
-const LOST_LOOKS: u32 = 60;
+const LOST_LOOKS: u32 = 30;
 
 /// Where an install got to when the command ends.
 #[derive(Debug, Serialize)]
@@ -139,6 +140,28 @@ impl Client {
         })
     }
 
+    /// As much of it as a watcher of `phase` is shown.
+    async fn glance(&self) -> zbus::Result<Look> {
+        let mut look = Look { phase: self.proxy.phase().await?, ..Look::default() };
+        if look.phase == Phase::Installing.as_str() {
+            let (percent, bytes, total, step) = self.proxy.progress().await?;
+            look.progress = Progress {
+                percent: u8::try_from(percent).unwrap_or(100),
+                bytes,
+                total,
+                step,
+                ..Progress::default()
+            };
+        } else if look.phase == Phase::Downloading.as_str() {
+            let (fetched, reused, total, rate, eta) = self.proxy.transfer().await?;
+            look.progress.transfer = Transfer { fetched, reused, total, rate, eta };
+        }
+        if look.progress.total == 0 && look.progress.transfer.total == 0 {
+            look.message = self.proxy.message().await?;
+        }
+        Ok(look)
+    }
+
     async fn ended(&self, id: &str) -> zbus::Result<Option<HistoryEntry>> {
         let history = self.proxy.history().await?;
         Ok(history
@@ -170,7 +193,15 @@ impl Client {
         let mut last = Look::default();
         loop {
             ticks.tick().await;
-            let found = async { Ok::<_, zbus::Error>((self.look().await?, self.ended(id).await?)) };
+            let found = async {
+                let look = self.glance().await?;
+                // The history is long. A transaction does not end within a phase.
+                let ended = match look.phase == last.phase && look.phase != Phase::Idle.as_str() {
+                    true => None,
+                    false => self.ended(id).await?,
+                };
+                Ok::<_, zbus::Error>((look, ended))
+            };
             let (look, ended) = match found.await {
                 Ok(found) => found,
                 // The bus goes away in a restart of the device.

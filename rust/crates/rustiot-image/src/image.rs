@@ -5,7 +5,7 @@ use crate::cache::{Key, stage};
 use crate::context::{Context, Progress, Silent, step};
 use crate::error::{At, Error, content, wrong};
 use crate::initramfs::{self, Init};
-use crate::programs::{self, Programs};
+use crate::programs::Programs;
 use crate::root::{self, Inputs, Verity};
 use crate::toolbox::Toolbox;
 use crate::{boot, root::PackageSize};
@@ -137,7 +137,7 @@ pub fn build(
 ) -> Result<Image, Error> {
     let board = check(ctx, request)?;
     let layout = Layout::load(&ctx.conf("layout.toml"))?;
-    let programs = programs::build(ctx, toolbox, board.arch, progress)?;
+    let programs = Programs::build(ctx, toolbox, board.arch, progress)?;
     let device_binary = budget(
         "device programs",
         &programs.device,

@@ -12,7 +12,7 @@ use std::process::Command;
 /// Crates that only a workstation runs: they are no input of the device's programs.
 const WORKSTATION: [&str; 3] = ["rustiot-image", "rustiot-lab", "rustiot-cli"];
 
-/// The device's programs, stripped.
+/// The device's programs, stripped: [`Programs::build`].
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// The multi-call binary.
@@ -21,41 +21,45 @@ pub struct Programs {
     pub init: PathBuf,
 }
 
-/// Builds the device's programs for `arch`.
-///
-/// # Errors
-/// Crates cannot be fetched, or the build fails.
-pub fn build(
-    ctx: &Context,
-    toolbox: &Toolbox,
-    arch: Arch,
-    progress: &dyn Progress,
-) -> Result<Programs, Error> {
-    let rust = ctx.repo().join("rust");
-    let mut key = Key::new("programs 2")
-        .text(&toolbox.root().display().to_string())
-        .text(arch.debian())
-        .file(&rust.join("Cargo.toml"))?
-        .file(&rust.join("Cargo.lock"))?;
-    for (name, path) in crate::cache::sorted(&rust.join("crates"))? {
-        if WORKSTATION.iter().all(|w| name != **w) {
-            key =
-                key.text(&name.to_string_lossy()).file(&path.join("Cargo.toml"))?.tree(&path.join("src"))?;
+impl Programs {
+    /// Builds the device's programs for `arch`, or takes them from the cache.
+    ///
+    /// # Errors
+    /// Crates cannot be fetched, or the build fails.
+    pub fn build(
+        ctx: &Context,
+        toolbox: &Toolbox,
+        arch: Arch,
+        progress: &dyn Progress,
+    ) -> Result<Programs, Error> {
+        let rust = ctx.repo().join("rust");
+        let mut key = Key::new("programs 2")
+            .text(&toolbox.root().display().to_string())
+            .text(arch.debian())
+            .file(&rust.join("Cargo.toml"))?
+            .file(&rust.join("Cargo.lock"))?;
+        for (name, path) in crate::cache::sorted(&rust.join("crates"))? {
+            if WORKSTATION.iter().all(|w| name != **w) {
+                key = key
+                    .text(&name.to_string_lossy())
+                    .file(&path.join("Cargo.toml"))?
+                    .tree(&path.join("src"))?;
+            }
         }
+        let title = format!("device programs ({})", arch.debian());
+        let dir = stage(ctx, progress, ("programs", &title, 2 << 30), &key.finish(), |work| {
+            fetch(&rust, arch, progress)?;
+            for (package, binary, is_static) in
+                [("rustiot-device", "rustiot", false), ("rustiot-init", "rustiot-init", true)]
+            {
+                let built = compile(ctx, toolbox, arch, package, is_static, progress)?;
+                let from = built.join(binary);
+                std::fs::copy(&from, work.join(binary)).at("copy", &from)?;
+            }
+            Ok(())
+        })?;
+        Ok(Programs { device: dir.join("rustiot"), init: dir.join("rustiot-init") })
     }
-    let title = format!("device programs ({})", arch.debian());
-    let dir = stage(ctx, progress, ("programs", &title, 2 << 30), &key.finish(), |work| {
-        fetch(&rust, arch, progress)?;
-        for (package, binary, is_static) in
-            [("rustiot-device", "rustiot", false), ("rustiot-init", "rustiot-init", true)]
-        {
-            let built = compile(ctx, toolbox, arch, package, is_static, progress)?;
-            let from = built.join(binary);
-            std::fs::copy(&from, work.join(binary)).at("copy", &from)?;
-        }
-        Ok(())
-    })?;
-    Ok(Programs { device: dir.join("rustiot"), init: dir.join("rustiot-init") })
 }
 
 fn cargo_home() -> PathBuf {

@@ -8,7 +8,7 @@ use rustiot_board::Board;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -109,20 +109,76 @@ pub fn run(
 ) -> Vec<Report> {
     let next = AtomicUsize::new(0);
     let reports = Mutex::new(BTreeMap::new());
+    let pulse = Pulse::default();
     std::thread::scope(|scope| {
-        for _ in 0..workers.clamp(1, tests.len().max(1)) {
-            scope.spawn(|| {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((test, board)) = tests.get(number) else { break };
-                    let report = one(lab, fixtures, test, board);
-                    told(&report);
-                    reports.lock().unwrap_or_else(PoisonError::into_inner).insert(number, report);
-                }
-            });
+        scope.spawn(|| pulse.beat());
+        let workers: Vec<_> = (0..workers.clamp(1, tests.len().max(1)))
+            .map(|_| {
+                scope.spawn(|| {
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let Some((test, board)) = tests.get(number) else { break };
+                        let report = once_or_twice(lab, fixtures, test, board, &pulse);
+                        told(&report);
+                        reports.lock().unwrap_or_else(PoisonError::into_inner).insert(number, report);
+                    }
+                })
+            })
+            .collect();
+        for worker in workers {
+            let _ = worker.join();
         }
+        pulse.ended.store(true, Ordering::Relaxed);
     });
     reports.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+}
+
+/// Whether this machine runs at all. One that stood still (a sandbox that was paused, say) lets the watchdogs of its
+/// guests run out without a fault of theirs.
+#[derive(Default)]
+struct Pulse {
+    ended: AtomicBool,
+    /// When a standstill ended, and how long it was.
+    stood: Mutex<Vec<(Instant, Duration)>>,
+}
+
+/// Between two beats.
+const BEAT: Duration = Duration::from_millis(500);
+/// A beat that is so late was no matter of load: half of the shortest watchdog period of the lab.
+const STANDSTILL: Duration = Duration::from_secs(15);
+
+impl Pulse {
+    fn beat(&self) {
+        let mut before = Instant::now();
+        while !self.ended.load(Ordering::Relaxed) {
+            std::thread::sleep(BEAT);
+            let now = Instant::now();
+            let gap = now.duration_since(before);
+            if gap >= STANDSTILL {
+                self.stood.lock().unwrap_or_else(PoisonError::into_inner).push((now, gap));
+            }
+            before = now;
+        }
+    }
+
+    /// The longest standstill since `began`.
+    fn stood_since(&self, began: Instant) -> Option<Duration> {
+        let stood = self.stood.lock().unwrap_or_else(PoisonError::into_inner);
+        stood.iter().filter(|(at, _)| *at >= began).map(|(_, gap)| *gap).max()
+    }
+}
+
+/// Runs a test; again, once, if it failed while this machine stood still.
+fn once_or_twice(lab: &Lab, fixtures: &Fixtures, test: &LabTest, board: &Board, pulse: &Pulse) -> Report {
+    let began = Instant::now();
+    let report = one(lab, fixtures, test, board);
+    match (&report.outcome, pulse.stood_since(began)) {
+        (Outcome::Failed { why, .. }, Some(gap)) => {
+            eprintln!("{} failed ({why}) while this machine stood still for {gap:.0?}: once more", report.id);
+            one(lab, fixtures, test, board)
+        }
+        _ => report,
+    }
 }
 
 fn one(lab: &Lab, fixtures: &Fixtures, test: &LabTest, board: &Board) -> Report {
@@ -210,6 +266,19 @@ mod tests {
     #[test]
     fn the_short_run_has_what_is_tagged_for_it() {
         assert_eq!(ids(&[], true), ["qemux86-64/boots", "qemuarm64/boots", "qemux86-64/cuts"]);
+    }
+
+    #[test]
+    fn only_a_standstill_during_the_test_excuses_it() {
+        let pulse = Pulse::default();
+        let began = Instant::now();
+        assert_eq!(pulse.stood_since(began), None);
+        let gap = Duration::from_secs(40);
+        pulse.stood.lock().unwrap().push((began, gap));
+        assert_eq!(pulse.stood_since(began), Some(gap));
+        assert_eq!(pulse.stood_since(began + Duration::from_millis(1)), None, "that was before");
+        pulse.ended.store(true, Ordering::Relaxed);
+        pulse.beat();
     }
 
     #[test]

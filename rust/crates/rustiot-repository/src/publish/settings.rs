@@ -203,3 +203,23 @@ impl Settings {
         self.keys.iter().filter(move |entry| entry.role == role)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_without_a_way_for_every_device_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("repo.toml");
+        let key = |role| KeyEntry { role, key: "k.pem".into(), id: "0".into() };
+        let keys = vec![key(RoleName::Root), key(RoleName::Targets)];
+        let mut settings = Settings { keys, full_way: false, bundle_way: true, ..Settings::default() };
+        settings.save(&path).unwrap();
+        assert_eq!(Settings::load(&path).unwrap(), settings);
+        settings.bundle_way = false;
+        settings.save(&path).unwrap();
+        let why = Settings::load(&path).unwrap_err().to_string();
+        assert!(why.contains("repo.toml") && why.contains("full_way and bundle_way"), "{why}");
+    }
+}
