@@ -14,7 +14,7 @@ fuzz_target!(|data: &[u8]| {
     let sources = header
         .sources
         .iter()
-        .map(|source| Box::new(vec![0x5a; source.len as usize]) as Box<dyn ReadAt + Send>);
+        .map(|source| Box::new(vec![0x5a_u8; source.len as usize]) as Box<dyn ReadAt + Send>);
     let Ok(mut target) = delta.target(sources.collect()) else { return };
     let mut part = [0; 300];
     for at in [header.target_len / 2, 0, header.target_len.saturating_sub(300)] {
