@@ -9,12 +9,15 @@ use rustiot_lab::{B, BootInfo, COMMAND, Device, File, HEALTHY, Release};
 use std::time::{Duration, Instant};
 use testbed::{FileServer, Machine};
 
-/// A release whose own watchdog of services never gets its secure shell up.
+/// A release whose secure shell, which is required, never comes up.
 const BAD: Release = Release {
-    files: &[File::Text(
-        "usr/lib/systemd/system/ssh.service.d/broken.conf",
-        "[Service]\nExecStartPre=\nExecStart=\nExecStart=/bin/false\nRestart=no\n",
-    )],
+    files: &[
+        File::Text(
+            "usr/lib/systemd/system/ssh.service.d/broken.conf",
+            "[Service]\nExecStartPre=\nExecStart=\nExecStart=/bin/false\nRestart=no\n",
+        ),
+        File::Link("usr/lib/systemd/system/rustiot-required.target.wants/ssh.service", "../ssh.service"),
+    ],
     ..Release::new("bad", "1.2.0")
 };
 

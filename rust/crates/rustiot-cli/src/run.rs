@@ -126,8 +126,8 @@ fn interactive(bench: &Bench) -> Done {
     println!("  log in     ssh -i {} -p {port} root@127.0.0.1", key.display());
     println!("  update it  rustiot update install {url}");
     println!("  watch it   rustiot status; rustiot slots; journalctl -f");
-    println!("  break it   echo c > /proc/sysrq-trigger        (the kernel panics)");
-    println!("             kill -STOP $(pidof rustiot-watchdog) (nobody feeds the watchdog)");
+    println!("  break it   echo c > /proc/sysrq-trigger            (the kernel panics)");
+    println!("             systemctl kill -s STOP rustiot-watchdog (nobody feeds the watchdog)");
     println!("             dd if=/dev/urandom of=/dev/disk/by-partlabel/state bs=1M count=8; reboot -f");
     println!("  end it     Ctrl-A X, or Ctrl-C (Ctrl-A Ctrl-C sends one to the machine)");
     println!();

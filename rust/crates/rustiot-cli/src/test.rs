@@ -26,24 +26,46 @@ impl Count {
         let Count { passed, failed, skipped } = self;
         format!("{passed} passed, {failed} failed, {skipped} skipped")
     }
+}
+
+/// The count, and who is told.
+struct Tally {
+    count: Count,
+    /// Standard output is for programs; what people read goes to standard error.
+    json: bool,
+}
+
+impl Tally {
+    fn say(&self, text: &str) {
+        if self.json {
+            eprintln!("{text}");
+        } else {
+            println!("{text}");
+        }
+    }
+
+    fn heading(&self, text: &str) {
+        self.say(&format!("\n== {text}"));
+    }
 
     fn one(&mut self, name: &str, result: Result<Verdict>, began: Instant) {
         let seconds = began.elapsed().as_secs_f64();
+        let count = &mut self.count;
         let (word, rest) = match result {
             Ok(Verdict::Passed) => {
-                self.passed = self.passed.saturating_add(1);
+                count.passed = count.passed.saturating_add(1);
                 ("ok", String::new())
             }
             Ok(Verdict::Skipped(why)) => {
-                self.skipped = self.skipped.saturating_add(1);
+                count.skipped = count.skipped.saturating_add(1);
                 ("skipped", format!(": {why}"))
             }
             Err(error) => {
-                self.failed = self.failed.saturating_add(1);
+                count.failed = count.failed.saturating_add(1);
                 ("FAILED", format!("\n    {error:#}"))
             }
         };
-        println!("{word:<7} {seconds:>6.1} s  {name}{rest}");
+        self.say(&format!("{word:<7} {seconds:>6.1} s  {name}{rest}"));
     }
 }
 
@@ -75,26 +97,29 @@ pub fn run(context: &Context, args: &args::Test) -> Done {
     if !args.only.is_empty() && chosen.is_empty() {
         return Err(Fail::usage("no such promise; see: rustiot test --list"));
     }
-    let mut count = Count::default();
+    let mut tally = Tally { count: Count::default(), json: args.json.json };
     if args.only.is_empty() {
         // The machines' programs take minutes on one processor at their end: that goes beside the tests of the code.
         std::thread::scope(|scope| {
             scope.spawn(|| build_ahead(context, boards.first()));
-            code(context, quick, &mut count)
+            code(context, quick, &mut tally)
         })?;
     }
-    heading(&match quick {
+    tally.heading(&match quick {
         true => {
             "promises, on machines in QEMU (the short run; all of them: rustiot test without --quick)".into()
         }
         false => format!("promises, on machines in QEMU ({} of them)", chosen.len()),
     });
     match Lab::open(context.clone(), &Plain) {
-        Ok(lab) => promises(&lab, &chosen, args, &mut count),
-        Err(error) => count.one("the toolbox that QEMU runs in", Err(error), Instant::now()),
+        Ok(lab) => promises(&lab, &chosen, args, &mut tally),
+        Err(error) => tally.one("the toolbox that QEMU runs in", Err(error), Instant::now()),
     }
-    println!();
-    println!("{}", count.line());
+    let count = tally.count;
+    tally.say(&format!("\n{}", count.line()));
+    if args.json.json {
+        println!("{}", json!({"passed": count.passed, "failed": count.failed, "skipped": count.skipped}));
+    }
     if count.failed > 0 {
         return Err(Fail::new(Why::Failed, anyhow!("{} failed", count.failed)));
     }
@@ -113,7 +138,7 @@ fn promises(
     lab: &Lab,
     chosen: &[(&rustiot_lab::LabTest, &rustiot_board::Board)],
     args: &args::Test,
-    count: &mut Count,
+    tally: &mut Tally,
 ) {
     // More than that and units of the guests run into their start timeouts.
     let machines = std::thread::available_parallelism().map_or(1, usize::from);
@@ -125,24 +150,20 @@ fn promises(
     let fixtures = Fixtures::new(true);
     for report in rustiot_lab::run(lab, &fixtures, chosen, args.jobs.unwrap_or(machines), &told) {
         let counter = match report.outcome {
-            Outcome::Passed => &mut count.passed,
-            Outcome::Failed { .. } => &mut count.failed,
-            Outcome::Skipped { .. } => &mut count.skipped,
+            Outcome::Passed => &mut tally.count.passed,
+            Outcome::Failed { .. } => &mut tally.count.failed,
+            Outcome::Skipped { .. } => &mut tally.count.skipped,
         };
         *counter = counter.saturating_add(1);
     }
 }
 
-fn heading(text: &str) {
-    println!("\n== {text}");
-}
-
 /// Everything that needs no machine.
-fn code(context: &Context, quick: bool, count: &mut Count) -> Result<()> {
+fn code(context: &Context, quick: bool, tally: &mut Tally) -> Result<()> {
     let (repo, rust) = (context.repo(), context.repo().join("rust"));
-    heading("code");
+    tally.heading("code");
     let began = Instant::now();
-    count.one(
+    tally.one(
         "formatted (cargo fmt)",
         tool(&rust, "cargo", &["fmt", "--version"], &["fmt", "--check"]),
         began,
@@ -150,21 +171,21 @@ fn code(context: &Context, quick: bool, count: &mut Count) -> Result<()> {
     let began = Instant::now();
     let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     let linted = tool(&rust, "cargo", &["clippy", "--version"], &clippy);
-    count.one("no warnings (cargo clippy)", linted, began);
-    supply(context, quick, count);
+    tally.one("no warnings (cargo clippy)", linted, began);
+    supply(context, quick, tally);
     let began = Instant::now();
-    count.one("docs name every dependency and crate", lists(repo, &rust), began);
+    tally.one("docs name every dependency and crate", lists(repo, &rust), began);
     let began = Instant::now();
-    count.one(
+    tally.one(
         "launcher (shellcheck)",
         tool(repo, "shellcheck", &["--version"], &["rustiot", ".ci/run", "scripts/make-dev-keys"]),
         began,
     );
     let began = Instant::now();
     let layer = tool(repo, "python3", &["--version"], &["scripts/check-yocto"]);
-    count.one("Yocto layer, boards and kas files (scripts/check-yocto)", layer, began);
-    heading("unit and property tests (cargo test)");
-    unit_tests(&rust, count)
+    tally.one("Yocto layer, boards and kas files (scripts/check-yocto)", layer, began);
+    tally.heading("unit and property tests (cargo test)");
+    unit_tests(&rust, tally)
 }
 
 /// Where cargo builds for us. Under sudo it is a place of root's own, so that the person's own
@@ -195,7 +216,7 @@ fn tool(dir: &Path, program: &str, probe: &[&str], args: &[&str]) -> Result<Verd
 }
 
 /// Licences, bans, sources and advisories, by cargo-deny where there is one.
-fn supply(context: &Context, quick: bool, count: &mut Count) {
+fn supply(context: &Context, quick: bool, tally: &mut Tally) {
     let rust = context.repo().join("rust");
     let advisories = "no known holes (RustSec's advisories)";
     let began = Instant::now();
@@ -203,13 +224,13 @@ fn supply(context: &Context, quick: bool, count: &mut Count) {
         Ok(program) => {
             let program = program.to_string_lossy();
             let check = |what: &[&str]| tool(&rust, &program, &["--version"], &[&["check"], what].concat());
-            count.one("licences, bans, sources (cargo-deny)", check(&["bans", "licenses", "sources"]), began);
+            tally.one("licences, bans, sources (cargo-deny)", check(&["bans", "licenses", "sources"]), began);
             let began = Instant::now();
-            count.one(advisories, unless_out_of_reach(check(&["advisories"])), began);
+            tally.one(advisories, unless_out_of_reach(check(&["advisories"])), began);
         }
         Err(why) => {
-            count.one("licences and sources (our own reading of deny.toml)", our_own(&rust), began);
-            count.one(advisories, Ok(Verdict::Skipped(why)), Instant::now());
+            tally.one("licences and sources (our own reading of deny.toml)", our_own(&rust), began);
+            tally.one(advisories, Ok(Verdict::Skipped(why)), Instant::now());
         }
     }
 }
@@ -238,7 +259,7 @@ fn deny(context: &Context, quick: bool) -> Result<PathBuf, String> {
     if quick {
         return Err("no cargo-deny here; a run without --quick builds one".into());
     }
-    println!("        building cargo-deny {DENY} into the cache, once (minutes)");
+    eprintln!("        building cargo-deny {DENY} into the cache, once (minutes)");
     let built = Command::new("cargo")
         .args(["install", "--quiet", "--locked", "--version", DENY, "cargo-deny", "--root"])
         .arg(&root)
@@ -290,7 +311,7 @@ fn none(problems: Vec<String>) -> Result<Verdict> {
 }
 
 /// Runs cargo's tests and counts each; only what fails is shown.
-fn unit_tests(rust: &Path, count: &mut Count) -> Result<()> {
+fn unit_tests(rust: &Path, tally: &mut Tally) -> Result<()> {
     let mut cargo = Command::new("cargo");
     cargo.args(["test", "--workspace", "--no-fail-fast", "--quiet", "--", "--format=pretty"]);
     cargo.env("CARGO_TARGET_DIR", target(rust)).current_dir(rust);
@@ -311,7 +332,7 @@ fn unit_tests(rust: &Path, count: &mut Count) -> Result<()> {
             failing = true;
         }
         if failing {
-            println!("    {line}");
+            tally.say(&format!("    {line}"));
         }
     }
     let status = child.wait().context("cannot wait for cargo test")?;
@@ -319,12 +340,9 @@ fn unit_tests(rust: &Path, count: &mut Count) -> Result<()> {
         // It did not build, or a test took the whole program down.
         counted.failed = 1;
     }
-    println!(
-        "{:<7} {:>6.1} s  {}",
-        if status.success() { "ok" } else { "FAILED" },
-        began.elapsed().as_secs_f64(),
-        counted.line()
-    );
+    let (word, seconds) = (if status.success() { "ok" } else { "FAILED" }, began.elapsed().as_secs_f64());
+    tally.say(&format!("{word:<7} {seconds:>6.1} s  {}", counted.line()));
+    let count = &mut tally.count;
     count.passed = count.passed.saturating_add(counted.passed);
     count.failed = count.failed.saturating_add(counted.failed);
     count.skipped = count.skipped.saturating_add(counted.skipped);

@@ -130,9 +130,21 @@ impl Fixtures {
         Ok(dir)
     }
 
+    /// How `release` is built for `board`, but for its files.
+    pub fn request(&self, lab: &Lab, board: &Board, release: &Release) -> Result<Request> {
+        let mut request = Request::new(&board.name, release.version, &self.signer(lab)?.keyring);
+        request.floor = release.floor.map(String::from);
+        request.repository_root = Some(self.repository(lab)?.join("public/metadata/1.root.json"));
+        request.cmdline = release.cmdline.iter().map(ToString::to_string).collect();
+        if release.no_init {
+            request.init = Init::Missing;
+        }
+        Ok(request)
+    }
+
     /// The images of `release` for `board`.
     pub fn image(&self, lab: &Lab, board: &Board, release: &Release) -> Result<Image> {
-        let (signer, repository) = (self.signer(lab)?, self.repository(lab)?);
+        let request = self.request(lab, board, release)?;
         // The same twice at once would be built twice.
         self.once(&format!("image {} {}", board.name, release.name), || {
             let overlay = tempfile::tempdir_in(lab.context.cache()).context("cannot make an overlay")?;
@@ -142,13 +154,7 @@ impl Fixtures {
                     file => place(overlay.path(), file)?,
                 }
             }
-            let mut request = Request::new(&board.name, release.version, &signer.keyring);
-            request.floor = release.floor.map(String::from);
-            request.repository_root = Some(repository.join("public/metadata/1.root.json"));
-            request.cmdline = release.cmdline.iter().map(ToString::to_string).collect();
-            if release.no_init {
-                request.init = Init::Missing;
-            }
+            let mut request = request.clone();
             request.overlay = (!release.files.is_empty()).then(|| overlay.path().to_path_buf());
             Ok(rustiot_image::build(&lab.context, &lab.toolbox, &request, self.progress())?)
         })

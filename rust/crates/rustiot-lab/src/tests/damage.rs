@@ -55,7 +55,7 @@ pub(super) const TESTS: &[LabTest] = &[
     LabTest {
         name: "survives_full_file_systems",
         boards: &[],
-        promise: "With data and state full to the last byte the device boots, is reachable and can still be updated.",
+        promise: "With data and state full to the last byte the device boots and is reachable; with room again it can be updated.",
         tags: &[Tag::QuickOnFirst],
         run: survives_full_file_systems,
     },

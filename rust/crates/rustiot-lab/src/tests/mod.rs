@@ -5,6 +5,7 @@ mod access;
 mod console;
 mod damage;
 mod firmware;
+mod image;
 mod liveness;
 mod ota;
 mod owner;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<LabTest> {
         owner::TESTS,
         refusals::TESTS,
         signing::TESTS,
+        image::TESTS,
         liveness::TESTS,
         console::TESTS,
         access::TESTS,
