@@ -242,6 +242,28 @@ pub enum BenchWhat {
         rustiot bench delta --only library,security\n  rustiot bench delta --write\n\n\
         Of bundles the images in the old one are the sources, as on a device.")]
     Delta(BenchDelta),
+    /// A fleet that looks for updates on one static web server: requests a second, bytes a device
+    #[command(after_help = "Examples:\n  rustiot bench herd --devices 1000 --seconds 30\n  \
+        rustiot bench herd --write\n\nFour rounds of six hours, each in --seconds: the first look, nothing new, a daily \
+        refresh, a new release.")]
+    Herd(BenchHerd),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchHerd {
+    #[command(flatten)]
+    pub board: BoardArg,
+    /// How many devices
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub devices: u64,
+    /// What the six hours of a round take here, seconds
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Put the table into docs/figures.md
+    #[arg(long)]
+    pub write: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 #[derive(Debug, Args)]

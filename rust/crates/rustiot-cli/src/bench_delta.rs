@@ -444,7 +444,7 @@ fn text(pairs: &[Pair], targets: &[Target]) -> String {
     format!("{}\n{}", aligned(&table), told(targets, &notes))
 }
 
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let cpu = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));

@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod bench_delta;
+mod bench_herd;
 mod build;
 mod checks;
 mod demo;
@@ -47,6 +48,7 @@ fn dispatch(command: Command) -> Done {
         Command::Test(args) => test::run(&context()?, &args),
         Command::Bench(args) => match &args.what {
             Some(BenchWhat::Delta(args)) => bench_delta::run(&context()?, args),
+            Some(BenchWhat::Herd(args)) => bench_herd::run(&context()?, args),
             None => bench::run(&context()?, &args),
         },
         Command::DeltaApply(args) => bench_delta::apply(&args),

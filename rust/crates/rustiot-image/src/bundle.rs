@@ -111,12 +111,15 @@ fn manifest(image: &Image, request: &BundleRequest) -> Result<String, Error> {
     };
     let mut text = format!(
         "[update]\ncompatible={}\nversion={}\ndescription={}\n\n[bundle]\nformat=verity\n\n\
-         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n\n[meta.rustiot]\nroot-hash={}\n",
+         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n\n[meta.rustiot]\nroot-hash={}\nbuild-epoch={EPOCH}\n",
         image.board.compatible,
         image.version,
         one_line("description", &request.description)?,
         image.verity.root_hash,
     );
+    if let Some(floor) = &image.floor {
+        text.push_str(&format!("floor={}\n", one_line("floor", floor)?));
+    }
     for (key, value) in &request.meta {
         text.push_str(&format!("{}={}\n", one_line("meta key", key)?, one_line("meta value", value)?));
     }

@@ -63,6 +63,8 @@ pub struct Image {
     pub layout: Layout,
     /// Version of the release.
     pub version: String,
+    /// The oldest version that a device with this release may go back to.
+    pub floor: Option<String>,
     /// The content of a boot partition: a FAT with the UKI, or a FIT.
     pub boot: PathBuf,
     /// The content of a root partition: erofs and verity tree.
@@ -192,6 +194,7 @@ pub fn build(
     Ok(Image {
         kernel: base.kernel(),
         version: request.version.clone(),
+        floor: request.floor.clone(),
         verity: root.verity,
         root: root.image,
         packages: root.sizes,

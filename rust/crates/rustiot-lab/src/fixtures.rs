@@ -163,7 +163,13 @@ impl Fixtures {
     /// The signed bundle of `release` for `board`.
     pub fn bundle(&self, lab: &Lab, board: &Board, release: &Release) -> Result<PathBuf> {
         let image = self.image(lab, board, release)?;
-        let path = self.path(lab, board, release.name, &format!("raw {}", identity(&image)), "raucb")?;
+        let path = self.path(
+            lab,
+            board,
+            release.name,
+            &format!("raw 2 {} {:?}", identity(&image), release.floor),
+            "raucb",
+        )?;
         self.once(&path.to_string_lossy(), || {
             if !path.is_file() {
                 let request = BundleRequest {
