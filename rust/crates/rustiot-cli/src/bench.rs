@@ -302,7 +302,7 @@ fn fallback(lab: &Lab, board: &Board, fixtures: &Fixtures) -> Part {
     let chosen: Vec<_> = registry.iter().map(|test| (test, board)).collect();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let told = |report: &rustiot_lab::Report| eprintln!("  {}", report.line());
-    let reports = rustiot_lab::run(lab, fixtures, &chosen, processors, &told);
+    let reports = rustiot_lab::run(lab, fixtures, &chosen, processors, false, &told);
     let mut table = vec![row(["the new release …", "failed boots", "watchdog periods", "seconds", "test"])];
     let mut targets = Vec::new();
     for report in &reports {

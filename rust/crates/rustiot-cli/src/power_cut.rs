@@ -21,7 +21,7 @@ pub fn run(context: &Context, board: &str, runs: usize, seed: u64, json: bool) -
     eprintln!("recorded an update of {} writes in {:.0} s", recording.len(), began.elapsed().as_secs_f64());
     let instants = recording.instants(runs, seed);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let cuts = recording.try_all(&ctx, &instants, workers, &|n, cut| {
+    let cuts = recording.try_all(&ctx, &instants, workers, 1, &|n, cut| {
         let Cut { after_writes, slot, version, problem, .. } = cut;
         let end = problem.as_deref().unwrap_or("ok");
         eprintln!("{n:>4} of {runs}: after {after_writes} writes: slot {slot}, release {version}: {end}");

@@ -112,7 +112,7 @@ pub fn run(context: &Context, args: &args::Test) -> Done {
         false => format!("promises, on machines in QEMU ({} of them)", chosen.len()),
     });
     match Lab::open(context.clone(), &Plain) {
-        Ok(lab) => promises(&lab, &chosen, args, &mut tally),
+        Ok(lab) => promises(&lab, &chosen, args, quick, &mut tally),
         Err(error) => tally.one("the toolbox that QEMU runs in", Err(error), Instant::now()),
     }
     let count = tally.count;
@@ -138,6 +138,7 @@ fn promises(
     lab: &Lab,
     chosen: &[(&rustiot_lab::LabTest, &rustiot_board::Board)],
     args: &args::Test,
+    short: bool,
     tally: &mut Tally,
 ) {
     // More than that and units of the guests run into their start timeouts.
@@ -148,7 +149,7 @@ fn promises(
         _ => println!("{}", report.line()),
     };
     let fixtures = Fixtures::new(true);
-    for report in rustiot_lab::run(lab, &fixtures, chosen, args.jobs.unwrap_or(machines), &told) {
+    for report in rustiot_lab::run(lab, &fixtures, chosen, args.jobs.unwrap_or(machines), short, &told) {
         let counter = match report.outcome {
             Outcome::Passed => &mut tally.count.passed,
             Outcome::Failed { .. } => &mut tally.count.failed,

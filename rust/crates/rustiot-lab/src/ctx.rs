@@ -23,6 +23,8 @@ pub struct Ctx<'a> {
     pub fixtures: &'a Fixtures,
     /// What the test counts besides its promise.
     pub figures: Figures,
+    /// This is the short run: what a test does many times it does less often.
+    pub short: bool,
     dir: Scratch,
     machines: AtomicU32,
 }
@@ -62,7 +64,8 @@ impl<'a> Ctx<'a> {
     /// A test's surroundings with a directory of their own.
     pub fn new(lab: &'a Lab, board: &'a Board, fixtures: &'a Fixtures) -> Result<Self> {
         let dir = lab.scratch("t")?;
-        Ok(Ctx { lab, board, fixtures, figures: Figures::default(), dir, machines: AtomicU32::new(0) })
+        let (figures, machines) = (Figures::default(), AtomicU32::new(0));
+        Ok(Ctx { lab, board, fixtures, figures, short: false, dir, machines })
     }
 
     /// The test's own directory.

@@ -2,7 +2,7 @@
 //! real medium: one run is recorded, then the disk is rebuilt as of many instants and each is booted.
 
 use crate::ctx::Ctx;
-use crate::device::{BootInfo, Device};
+use crate::device::{BootInfo, Device, HEALTHY};
 use crate::fixtures::{A, B, Release};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -24,14 +24,25 @@ pub struct Recording {
     base: PathBuf,
     /// What a machine must be when it is healthy again after a cut.
     whole: fn(&Machine, &BootInfo, &str) -> Result<()>,
-    /// What each release's root is, and where on the disk a slot has it (bytes).
-    roots: Vec<(Release, PathBuf, u64)>,
+    /// The roots that may run.
+    roots: Vec<Root>,
     log_path: PathBuf,
     log: WriteLog,
     /// When there was how much of it.
     watched: Watched,
     /// The bundles, at the address that the device was told.
     _server: Option<FileServer>,
+}
+
+/// A release's root in its slot.
+struct Root {
+    version: &'static str,
+    slot: &'static str,
+    hash: String,
+    /// What was signed.
+    image: PathBuf,
+    /// Where the slot has it on the disk, bytes.
+    at: u64,
 }
 
 /// What a recorded run looked like from outside, again and again.
@@ -63,6 +74,8 @@ pub struct Cut {
     pub slot: String,
     /// Its version.
     pub version: String,
+    /// It was followed until it was healthy; else until its root took over.
+    pub healthy: bool,
     /// What is wrong with it, if anything.
     pub problem: Option<String>,
 }
@@ -84,7 +97,7 @@ impl Recording {
             Ok(())
         };
         let (log_path, log, watched) = record(machine, &update)?;
-        let roots = vec![root(ctx, &A, "root-a")?, root(ctx, &B, "root-b")?];
+        let roots = vec![root(ctx, &A, "a")?, root(ctx, &B, "b")?];
         Ok(Recording { base, whole: old_or_new, roots, log_path, log, watched, _server: Some(server) })
     }
 
@@ -98,7 +111,7 @@ impl Recording {
             Ok(())
         };
         let (log_path, log, watched) = record(machine, &boot)?;
-        let roots = vec![root(ctx, &A, "root-a")?];
+        let roots = vec![root(ctx, &A, "a")?];
         Ok(Recording { base, whole: provisioned, roots, log_path, log, watched, _server: None })
     }
 
@@ -141,10 +154,11 @@ impl Recording {
             .map(|vars| &*vars.content)
     }
 
-    /// Cuts the power, lets it come back and says what became of the device: it has to become
-    /// healthy by itself, and whole.
-    pub fn try_cut(&self, ctx: &Ctx, after_writes: usize, seed: u64) -> Cut {
-        let mut cut = Cut { after_writes, seed, slot: "?".into(), version: "?".into(), problem: None };
+    /// Cuts the power, lets it come back and says what became of the device: by itself it has to run a root that was
+    /// signed, of the release that its slot has, and to become healthy where that is waited for.
+    pub fn try_cut(&self, ctx: &Ctx, after_writes: usize, seed: u64, healthy: bool) -> Cut {
+        let unknown = || "?".to_string();
+        let mut cut = Cut { after_writes, seed, slot: unknown(), version: unknown(), healthy, problem: None };
         let mut attempt = || -> Result<()> {
             let off = self.cut(ctx, after_writes, seed)?;
             let dir = off.dir().to_path_buf();
@@ -154,34 +168,48 @@ impl Recording {
             for disk in ["cut.raw", "disk.qcow2"] {
                 std::fs::remove_file(dir.join(disk)).context("cannot remove a disk")?;
             }
+            // The end of the initramfs: the policy has decided, state and data are mounted, dm-verity has the root.
+            let line = machine
+                .console()
+                .expect(r"rustiot-init: switch-root kind=\w+ ms=\d+ root=[0-9a-f]{16}", HEALTHY)?;
+            ensure!(!line.contains("kind=rescue"), "it is in rescue: {}", machine.console().tail());
+            let hash = line.rsplit('=').next().unwrap_or_default();
+            let root = self.roots.iter().find(|root| root.hash.starts_with(hash));
+            let root = root.with_context(|| format!("nobody has signed the root that runs: {line}"))?;
+            (cut.slot, cut.version) = (root.slot.into(), root.version.into());
+            let decided = machine.console().text(0);
+            let slot = decided.rsplit("rustiot-init: slot=").next().unwrap_or_default();
+            ensure!(slot.starts_with(root.slot), "release {} runs in another slot: {line}", root.version);
+            ensure!(holds(&disk, root.at, &root.image)?, "the root that runs is not what was signed");
+            if !healthy {
+                return Ok(());
+            }
             let boot = machine.wait_healthy()?;
-            cut.slot = boot.slot.to_string();
-            cut.version = machine.version()?;
-            ensure!(boot.kind != "rescue", "it is in rescue: {}", boot.raw);
-            (self.whole)(&machine, &boot, &cut.version)?;
-            let running = self.roots.iter().find(|(release, ..)| release.version == cut.version);
-            let (_, signed, at) = running.with_context(|| format!("there is no release {}", cut.version))?;
-            ensure!(holds(&disk, *at, signed)?, "the root that runs is not what was signed");
-            Ok(())
+            ensure!(machine.version()? == root.version, "it runs {}", machine.version()?);
+            (self.whole)(&machine, &boot, root.version)
         };
         cut.problem = attempt().err().map(|error| format!("{error:#}"));
         cut
     }
 
-    /// Tries all of `instants`, `workers` machines at once; `told` hears of each end as it comes.
+    /// Tries all of `instants`, `workers` machines at once, and follows every `healthy`th until it is healthy, the
+    /// others until their root runs; `told` hears of each end as it comes.
     pub fn try_all(
         &self,
         ctx: &Ctx,
         instants: &[(usize, u64)],
         workers: usize,
+        healthy: usize,
         told: &(dyn Fn(usize, &Cut) + Sync),
     ) -> Vec<Cut> {
         let (next, cuts) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             for _ in 0..workers.max(1) {
                 scope.spawn(|| {
-                    while let Some(&(after, seed)) = instants.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let cut = self.try_cut(ctx, after, seed);
+                    loop {
+                        let number = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(&(after, seed)) = instants.get(number) else { break };
+                        let cut = self.try_cut(ctx, after, seed, number.is_multiple_of(healthy.max(1)));
                         let mut cuts = cuts.lock().unwrap_or_else(PoisonError::into_inner);
                         cuts.push(cut.clone());
                         told(cuts.len(), &cut);
@@ -209,10 +237,11 @@ impl Recording {
     }
 }
 
-/// A release's root and where `partition` begins.
-fn root(ctx: &Ctx, release: &Release, partition: &str) -> Result<(Release, PathBuf, u64)> {
+/// A release's root in slot `slot`.
+fn root(ctx: &Ctx, release: &Release, slot: &'static str) -> Result<Root> {
     let image = ctx.fixtures.image(ctx.lab, ctx.board, release)?;
-    Ok((*release, image.root, ctx.partition(partition)?))
+    let at = ctx.partition(&format!("root-{slot}"))?;
+    Ok(Root { version: release.version, slot, hash: image.verity.root_hash, image: image.root, at })
 }
 
 /// Whether every block of the file `content` stands on `disk` from byte `at` on.

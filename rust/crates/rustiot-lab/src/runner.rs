@@ -99,12 +99,13 @@ pub fn id(test: &LabTest, board: &Board) -> String {
     format!("{}/{}", board.name, test.name)
 }
 
-/// Runs `tests` with `workers` at once and tells each end to `told` as it comes.
+/// Runs `tests` with `workers` at once and tells each end to `told` as it comes. `short`: [`Ctx::short`].
 pub fn run(
     lab: &Lab,
     fixtures: &Fixtures,
     tests: &[(&LabTest, &Board)],
     workers: usize,
+    short: bool,
     told: &(dyn Fn(&Report) + Sync),
 ) -> Vec<Report> {
     let next = AtomicUsize::new(0);
@@ -118,7 +119,7 @@ pub fn run(
                     loop {
                         let number = next.fetch_add(1, Ordering::Relaxed);
                         let Some((test, board)) = tests.get(number) else { break };
-                        let report = once_or_twice(lab, fixtures, test, board, &pulse);
+                        let report = once_or_twice(lab, fixtures, test, board, short, &pulse);
                         told(&report);
                         reports.lock().unwrap_or_else(PoisonError::into_inner).insert(number, report);
                     }
@@ -169,23 +170,30 @@ impl Pulse {
 }
 
 /// Runs a test; again, once, if it failed while this machine stood still.
-fn once_or_twice(lab: &Lab, fixtures: &Fixtures, test: &LabTest, board: &Board, pulse: &Pulse) -> Report {
+fn once_or_twice(
+    lab: &Lab,
+    fixtures: &Fixtures,
+    test: &LabTest,
+    board: &Board,
+    short: bool,
+    pulse: &Pulse,
+) -> Report {
     let began = Instant::now();
-    let report = one(lab, fixtures, test, board);
+    let report = one(lab, fixtures, test, board, short);
     match (&report.outcome, pulse.stood_since(began)) {
         (Outcome::Failed { why, .. }, Some(gap)) => {
             eprintln!("{} failed ({why}) while this machine stood still for {gap:.0?}: once more", report.id);
-            one(lab, fixtures, test, board)
+            one(lab, fixtures, test, board, short)
         }
         _ => report,
     }
 }
 
-fn one(lab: &Lab, fixtures: &Fixtures, test: &LabTest, board: &Board) -> Report {
+fn one(lab: &Lab, fixtures: &Fixtures, test: &LabTest, board: &Board, short: bool) -> Report {
     let began = Instant::now();
     let logs = lab.test_logs().join(&board.name).join(test.name);
     let figures = Figures::default();
-    let outcome = match attempt(lab, fixtures, test, board, &figures, &logs) {
+    let outcome = match attempt(lab, fixtures, test, board, short, &figures, &logs) {
         Ok(()) => Outcome::Passed,
         Err(error) => match error.downcast_ref::<Skip>() {
             Some(Skip(why)) => Outcome::Skipped { why: why.clone() },
@@ -201,11 +209,12 @@ fn attempt(
     fixtures: &Fixtures,
     test: &LabTest,
     board: &Board,
+    short: bool,
     figures: &Figures,
     logs: &PathBuf,
 ) -> Result<()> {
     let mut ctx = Ctx::new(lab, board, fixtures)?;
-    ctx.figures = figures.clone();
+    (ctx.figures, ctx.short) = (figures.clone(), short);
     let run = std::panic::AssertUnwindSafe(|| (test.run)(&mut ctx));
     let result = std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
