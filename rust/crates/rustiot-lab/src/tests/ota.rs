@@ -62,11 +62,15 @@ fn number(value: &Value, pointer: &str) -> u64 {
     value.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
 }
 
-/// The newest entry of the history.
-fn last(machine: &Machine) -> Result<Value> {
-    let history = json(machine, "rustiot update history")?;
-    let entries = history.as_array().or_else(|| history.get("history")?.as_array());
-    entries.and_then(|entries| entries.last()).cloned().with_context(|| format!("no entry: {history}"))
+/// The newest entry of the history, which comes a moment after the commit.
+fn outcome(machine: &Machine) -> Result<Value> {
+    let mut newest = Value::Null;
+    machine.wait_until("an entry in the history", HEALTHY, &mut |machine| {
+        let history = json(machine, "rustiot update history")?;
+        newest = history.as_array().and_then(|entries| entries.last()).cloned().unwrap_or_default();
+        Ok(!newest.is_null())
+    })?;
+    Ok(newest)
 }
 
 fn updates_by_the_difference_from_a_plain_web_server(ctx: &mut Ctx) -> Result<()> {
@@ -87,7 +91,7 @@ fn updates_by_the_difference_from_a_plain_web_server(ctx: &mut Ctx) -> Result<()
     machine.wait_next_healthy(&before)?;
     ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
     machine.wait_settled()?;
-    let entry = last(&machine)?;
+    let entry = outcome(&machine)?;
     ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
     let fetched = server.bytes().saturating_sub(looked);
     ensure!(fetched <= promised + promised / 10 + 8192, "{fetched} bytes came, {promised} were promised");
@@ -133,7 +137,7 @@ fn a_damaged_delta_is_followed_by_the_next_way(ctx: &mut Ctx) -> Result<()> {
     machine.wait_next_healthy(&before)?;
     ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
     machine.wait_settled()?;
-    let entry = last(&machine)?;
+    let entry = outcome(&machine)?;
     ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
     ensure!(text(&entry, "/way") == "bundle", "by another way: {entry}");
     ensure!(text(&entry, "/failed_ways/0/way") == "delta", "the detour is not told: {entry}");
