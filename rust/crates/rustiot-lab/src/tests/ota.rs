@@ -8,6 +8,7 @@ use crate::runner::{LabTest, Tag};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use testbed::{FileServer, Machine};
 
 pub(super) const TESTS: &[LabTest] = &[
@@ -37,6 +38,9 @@ pub(super) const TESTS: &[LabTest] = &[
 /// A release whose delta is worth cutting.
 const NOISY: Release =
     Release { files: &[File::Noise("usr/share/noise", 12 << 20)], ..Release::new("noisy", "1.3.0") };
+
+/// A server that has sent nothing for so long has nowhere to send it.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Tells the device where its releases come from; it is under way from the next question on.
 fn look_at(machine: &Machine, server: &FileServer) -> Result<()> {
@@ -171,9 +175,15 @@ fn a_download_that_is_cut_again_and_again_costs_no_byte_twice(ctx: &mut Ctx) -> 
             }
             _ => {
                 machine.set_link(false)?;
-                let stands = server.bytes();
-                std::thread::sleep(std::time::Duration::from_secs(5));
-                ensure!(server.bytes() - stands < 1 << 20, "bytes come over a link that is down");
+                // What lies in buffers between server and device still goes out; then nothing does.
+                let mut last = (server.bytes(), Instant::now());
+                machine.wait_until("the lost link to be felt", HEALTHY, &mut |_| {
+                    let now = server.bytes();
+                    if now != last.0 {
+                        last = (now, Instant::now());
+                    }
+                    Ok(last.1.elapsed() >= SILENCE)
+                })?;
                 machine.set_link(true)?;
             }
         }
