@@ -36,7 +36,7 @@ pub(super) const TESTS: &[LabTest] = &[
 
 /// A release whose delta is worth cutting.
 const NOISY: Release =
-    Release { files: &[File::Noise("usr/share/noise", 12 << 20)], ..Release::new("noisy", "1.3.0") };
+    Release { files: &[File::Noise("usr/share/noise", 24 << 20)], ..Release::new("noisy", "1.3.0") };
 
 /// Tells the device where its releases come from; it is under way from the next question on.
 fn look_at(machine: &Machine, server: &FileServer) -> Result<()> {
@@ -151,9 +151,9 @@ fn a_download_that_is_cut_again_and_again_costs_no_byte_twice(ctx: &mut Ctx) -> 
     machine.sh("rustiot update check")?;
     let plan = json(&machine, "rustiot update plan")?;
     let promised = number(&plan, "/ways/0/bytes");
-    ensure!(promised > 10 << 20 && text(&plan, "/ways/0/kind") == "delta", "no delta worth it: {plan}");
+    ensure!(promised > 20 << 20 && text(&plan, "/ways/0/kind") == "delta", "no delta worth it: {plan}");
     let begun = server.bytes();
-    server.set_faults(testbed::Faults { bytes_per_second: Some(400_000), ..testbed::Faults::default() });
+    server.set_faults(testbed::Faults { bytes_per_second: Some(600_000), ..testbed::Faults::default() });
     machine.sh("rustiot update install --hold activate --no-wait")?;
     let share = |n: u64| begun + promised * n / 8;
     for n in 1..8 {
