@@ -73,6 +73,19 @@ fn outcome(machine: &Machine) -> Result<Value> {
     Ok(newest)
 }
 
+/// Takes what the repository has, B; its entry in the history once it is committed.
+fn take_b(machine: &Machine) -> Result<Value> {
+    let before = machine.boot()?;
+    let output = machine.run("rustiot update install", HEALTHY)?;
+    ensure!(output.ok(), "the install ended with {}: {}{}", output.status, output.stdout, output.stderr);
+    machine.wait_next_healthy(&before)?;
+    ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
+    machine.wait_settled()?;
+    let entry = outcome(machine)?;
+    ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
+    Ok(entry)
+}
+
 fn updates_by_the_difference_from_a_plain_web_server(ctx: &mut Ctx) -> Result<()> {
     let server = ctx.publish(&[&A, &B])?;
     let whole = std::fs::metadata(ctx.bundle(&B)?).context("no bundle")?.len();
@@ -85,14 +98,7 @@ fn updates_by_the_difference_from_a_plain_web_server(ctx: &mut Ctx) -> Result<()
     ensure!(text(&plan, "/ways/0/kind") == "delta", "not by delta: {plan}");
     let promised = number(&plan, "/ways/0/bytes");
     ensure!(server.bytes() == looked, "looking at a plan fetched {} bytes", server.bytes() - looked);
-    let before = machine.boot()?;
-    let output = machine.run("rustiot update install", HEALTHY)?;
-    ensure!(output.ok(), "the install ended with {}: {}{}", output.status, output.stdout, output.stderr);
-    machine.wait_next_healthy(&before)?;
-    ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
-    machine.wait_settled()?;
-    let entry = outcome(&machine)?;
-    ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
+    take_b(&machine)?;
     let fetched = server.bytes().saturating_sub(looked);
     ensure!(fetched <= promised + promised / 10 + 8192, "{fetched} bytes came, {promised} were promised");
     ensure!(fetched < whole / 100, "{fetched} of {whole} bytes came");
@@ -131,14 +137,7 @@ fn a_damaged_delta_is_followed_by_the_next_way(ctx: &mut Ctx) -> Result<()> {
     }
     let machine = ctx.healthy()?;
     look_at(&machine, &server)?;
-    let before = machine.boot()?;
-    let output = machine.run("rustiot update install", HEALTHY)?;
-    ensure!(output.ok(), "the install ended with {}: {}{}", output.status, output.stdout, output.stderr);
-    machine.wait_next_healthy(&before)?;
-    ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
-    machine.wait_settled()?;
-    let entry = outcome(&machine)?;
-    ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
+    let entry = take_b(&machine)?;
     ensure!(text(&entry, "/way") == "bundle", "by another way: {entry}");
     ensure!(text(&entry, "/failed_ways/0/way") == "delta", "the detour is not told: {entry}");
     Ok(())
