@@ -145,7 +145,7 @@ struct Pulse {
 
 /// Between two beats.
 const BEAT: Duration = Duration::from_millis(500);
-/// A beat that is so late was no matter of load: half of the shortest watchdog period of the lab.
+/// A beat that is so late was no matter of load. The guests' watchdogs run out after 60 s.
 const STANDSTILL: Duration = Duration::from_secs(15);
 
 impl Pulse {

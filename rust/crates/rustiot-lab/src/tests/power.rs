@@ -24,8 +24,8 @@ pub(super) const TESTS: &[LabTest] = &[
 
 /// Cuts of one run; `rustiot lab power-cut` makes as many as one likes.
 const CUTS: usize = 25;
-/// Of these every so many are followed until the device is healthy in the short run, the others until the root runs:
-/// what comes then is no matter of the update.
+/// In the short run one of so many is followed until the device is healthy: services take up what the cut left. The
+/// others end when the root runs, where it is decided which release it is.
 const HEALTHY_OF_SHORT: usize = 5;
 /// Cuts of a first boot, spread over its flushes.
 const STEPS: usize = 8;
