@@ -311,6 +311,9 @@ pub struct Bench {
     /// Only these
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub only: Vec<Section>,
+    /// Take the fallback's figures from this output of `rustiot test --json` instead of trying it all again
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Put the tables into docs/figures.md
     #[arg(long)]
     pub write: bool,

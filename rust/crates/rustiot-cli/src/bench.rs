@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result};
 use rustiot_board::Board;
 use rustiot_image::{ArchiveSizes, Baseline, Context, Error, Generator, Image, Plain, archive_sizes};
 use rustiot_lab::bench::{Bench, Boot, System, name};
-use rustiot_lab::{A, Ctx, Fixtures, Lab, Outcome, tests};
+use rustiot_lab::{A, Ctx, Fixtures, Lab, id, tests};
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// rustiot-init must be this many times as fast as each of Debian's initramfs …
@@ -72,8 +72,7 @@ pub fn run(context: &Context, args: &args::Bench) -> Done {
         // Better now than after all the measuring.
         page()?;
     }
-    let wanted = |section: Section| args.only.is_empty() || args.only.contains(&section);
-    let mut parts = measure(&lab, &board, &fixtures, args.runs, &wanted)?;
+    let mut parts = measure(&lab, &board, &fixtures, args)?;
     parts.sort_by_key(|part| part.section);
     if args.json.json {
         println!("{}", json!({"place": place, "parts": parts}));
@@ -93,13 +92,9 @@ pub fn run(context: &Context, args: &args::Bench) -> Done {
     Ok(())
 }
 
-fn measure(
-    lab: &Lab,
-    board: &Board,
-    fixtures: &Fixtures,
-    runs: u64,
-    wanted: &dyn Fn(Section) -> bool,
-) -> Result<Vec<Part>> {
+fn measure(lab: &Lab, board: &Board, fixtures: &Fixtures, args: &args::Bench) -> Result<Vec<Part>> {
+    let wanted = |section: Section| args.only.is_empty() || args.only.contains(&section);
+    let wanted: &dyn Fn(Section) -> bool = &wanted;
     let mut parts = Vec::new();
     let image = fixtures.image(lab, board, &A)?;
     if wanted(Section::Root) {
@@ -126,14 +121,14 @@ fn measure(
         let ctx = Ctx::new(lab, board, fixtures)?;
         let bench = Bench::new(&ctx)?;
         if let Some(baseline) = &timed {
-            parts.extend(boots(&bench, baseline, runs, wanted)?);
+            parts.extend(boots(&bench, baseline, args.runs, wanted)?);
         }
         if wanted(Section::Memory) {
             parts.push(memory(&bench, &image)?);
         }
     }
     if wanted(Section::Fallback) {
-        parts.push(fallback(lab, board, fixtures));
+        parts.push(fallback(&trials(lab, board, fixtures, args.report.as_deref())?));
     }
     Ok(parts)
 }
@@ -297,26 +292,44 @@ fn boot_part(figures: &[Vec<f64>; 3], baseline: &Baseline) -> Part {
     }
 }
 
-fn fallback(lab: &Lab, board: &Board, fixtures: &Fixtures) -> Part {
+/// The trials of releases that fail, or what an earlier `rustiot test --json` printed of them.
+fn trials(lab: &Lab, board: &Board, fixtures: &Fixtures, earlier: Option<&Path>) -> Result<Vec<Value>> {
     let registry = tests::trials();
     let chosen: Vec<_> = registry.iter().map(|test| (test, board)).collect();
+    if let Some(path) = earlier {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        return reported(&text, &chosen.iter().map(|(test, board)| id(test, board)).collect::<Vec<_>>())
+            .with_context(|| format!("in {}", path.display()));
+    }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let told = |report: &rustiot_lab::Report| eprintln!("  {}", report.line());
     let reports = rustiot_lab::run(lab, fixtures, &chosen, processors, false, &told);
+    reports.iter().map(|report| serde_json::to_value(report).context("cannot keep a report")).collect()
+}
+
+/// The lines of a report that are about the tests `wanted`, in that order; each must be there.
+fn reported(text: &str, wanted: &[String]) -> Result<Vec<Value>> {
+    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let find = |id: &String| {
+        let line = lines.iter().rev().find(|line| line.get("id").and_then(Value::as_str) == Some(id));
+        line.cloned()
+            .with_context(|| format!("nothing about {id}: is it the output of `rustiot test --json`?"))
+    };
+    wanted.iter().map(find).collect()
+}
+
+fn fallback(reports: &[Value]) -> Part {
     let mut table = vec![row(["the new release …", "failed boots", "watchdog periods", "seconds", "test"])];
     let mut targets = Vec::new();
-    for report in &reports {
-        let class = class(&report.id);
-        let figure = |name: &str| report.figures.get(name).copied();
+    for report in reports {
+        let word = |name: &str| report.get(name).and_then(Value::as_str).unwrap_or("unknown");
+        let class = class(word("id"));
+        let figure = |name: &str| report.get("figures")?.get(name)?.as_u64();
         let text = |name: &str| figure(name).map_or("not measured".into(), |value| value.to_string());
-        let end = match &report.outcome {
-            Outcome::Passed => "passed",
-            Outcome::Failed { .. } => "FAILED",
-            Outcome::Skipped { .. } => "skipped",
-        };
         let (boots, periods) = (text("failed_boots"), text("watchdog_periods"));
         let within = |name: &str| figure(name).is_some_and(|value| value <= FALLBACK);
-        table.push(row([&*class, &boots, &periods, &text("seconds"), end]));
+        table.push(row([&*class, &boots, &periods, &text("seconds"), word("outcome")]));
         targets.push(Target {
             what: class,
             figure: format!("{boots} boots, {periods} watchdog periods"),
@@ -552,6 +565,28 @@ mod unit {
     fn a_class_is_told_in_words() {
         assert_eq!(class("b/falls_back_when_init_is_missing"), "init is missing");
         assert_eq!(class("b/does_not_commit_when_the_gate_is_deleted"), "the gate is deleted");
+    }
+
+    #[test]
+    fn an_earlier_report_counts_as_what_was_tried() {
+        let text = r#"
+            {"id":"b/falls_back_when_x_hangs","outcome":"failed","figures":{"failed_boots":3}}
+            {"id":"b/falls_back_when_x_hangs","outcome":"passed","figures":{"failed_boots":1,"watchdog_periods":1}}
+            {"id":"b/boots","outcome":"passed"}
+            {"id":"b/falls_back_when_y_panics","outcome":"failed","why":"no boot"}
+            not ours
+            {"passed":2,"failed":1,"skipped":0}"#;
+        let wanted = ["b/falls_back_when_x_hangs", "b/falls_back_when_y_panics"].map(String::from);
+        let part = fallback(&reported(text, &wanted).unwrap());
+        let expected = [
+            ["the new release …", "failed boots", "watchdog periods", "seconds", "test"],
+            ["x hangs", "1", "1", "not measured", "passed"],
+            ["y panics", "not measured", "not measured", "not measured", "failed"],
+        ];
+        assert_eq!(part.table, expected.map(row));
+        assert_eq!(part.targets.iter().map(|target| target.met).collect::<Vec<_>>(), [true, false]);
+        let error = reported(text, &["b/other".into()]).unwrap_err();
+        assert!(error.to_string().contains("nothing about b/other"), "{error}");
     }
 
     #[test]

@@ -129,6 +129,12 @@ impl<'a> Ctx<'a> {
         Ok(snapshot.restore(self.machine_dir()?)?)
     }
 
+    /// A machine with release A that has installed B and waits for `rustiot update reboot`. As quickly.
+    pub fn installed(&self) -> Result<Machine> {
+        let snapshot = self.fixtures.installed(self.lab, self.board)?;
+        Ok(snapshot.restore(self.machine_dir()?)?)
+    }
+
     /// A machine that went from release A to B, settled. As quickly.
     pub fn updated(&self) -> Result<Machine> {
         let snapshot = self.fixtures.updated(self.lab, self.board)?;

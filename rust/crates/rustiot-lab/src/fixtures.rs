@@ -1,7 +1,7 @@
 //! Images, bundles and snapshots that tests share. Each is built at its first use, once, and kept
 //! in the cache under a name that changes with its inputs.
 
-use crate::device::Device;
+use crate::device::{COMMAND, Device, HEALTHY};
 use crate::lab::Lab;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_board::{Arch, Board};
@@ -207,11 +207,7 @@ impl Fixtures {
         let base = self.base(lab, board)?;
         let spec = lab.spec(board)?;
         let kind = format!("{:?}{:?}{}{}", board.qemu, spec.firmware, spec.accel, base.display());
-        let dir = self.path(lab, board, "healthy", &kind, "snapshot")?;
-        self.once(&dir.to_string_lossy(), || {
-            if let Some(snapshot) = Snapshot::open(spec.clone(), &dir) {
-                return Ok(snapshot);
-            }
+        self.snapshot(lab, board, "healthy", &kind, || {
             let scratch = lab.scratch("snapshot")?;
             let disk = Disk::overlay(&lab.tools(), &base, &scratch.file("disk.qcow2"), Some(MEDIUM))?;
             let machine = Off::new(spec, disk, scratch)?.power_on()?;
@@ -222,29 +218,53 @@ impl Fixtures {
                 let place = if kept { logs.display().to_string() } else { "lost".into() };
                 format!("release A never became healthy on {} (log: {place})", board.name)
             })?;
-            Ok(machine.save(&dir)?)
+            Ok(machine)
+        })
+    }
+
+    /// A machine with release A that has installed B and waits for the word to restart into it; frozen.
+    pub fn installed(&self, lab: &Lab, board: &Board) -> Result<Snapshot> {
+        let (healthy, bundle) = (self.healthy(lab, board)?, self.bundle(lab, board, &B)?);
+        let kind = format!("{}{}", healthy.disk().display(), bundle.display());
+        self.snapshot(lab, board, "installed", &kind, || {
+            let www = lab.scratch("www")?;
+            std::os::unix::fs::symlink(&bundle, www.file("b.raucb")).context("cannot link a bundle")?;
+            let server = FileServer::start(www.path())?;
+            let machine = healthy.restore(lab.scratch("snapshot")?)?;
+            let install = format!("rustiot update install --hold reboot {}", server.guest_url("b.raucb"));
+            let output = machine.run(&install, HEALTHY)?;
+            ensure!(output.ok(), "the install ended with {}: {}", output.status, output.stderr);
+            machine.sh("sync")?;
+            Ok(machine)
         })
     }
 
     /// A machine that went from A to B: both slots hold a release, B is committed; frozen.
     pub fn updated(&self, lab: &Lab, board: &Board) -> Result<Snapshot> {
-        let (healthy, bundle) = (self.healthy(lab, board)?, self.bundle(lab, board, &B)?);
-        let kind = format!("{}{}", healthy.disk().display(), bundle.display());
-        let dir = self.path(lab, board, "updated", &kind, "snapshot")?;
-        self.once(&dir.to_string_lossy(), || {
-            if let Some(snapshot) = Snapshot::open(lab.spec(board)?, &dir) {
-                return Ok(snapshot);
-            }
-            let www = lab.scratch("www")?;
-            std::os::unix::fs::symlink(&bundle, www.file("b.raucb")).context("cannot link a bundle")?;
-            let server = FileServer::start(www.path())?;
-            let machine = healthy.restore(lab.scratch("snapshot")?)?;
+        let installed = self.installed(lab, board)?;
+        self.snapshot(lab, board, "updated", &installed.disk().to_string_lossy(), || {
+            let machine = installed.restore(lab.scratch("snapshot")?)?;
             let before = machine.boot()?;
-            let output = machine.install(&server.guest_url("b.raucb"))?;
-            ensure!(output.ok(), "the install ended with {}: {}", output.status, output.stderr);
+            machine.start("rustiot update reboot", COMMAND)?;
             machine.wait_next_healthy(&before)?;
             settle(&machine)?;
-            Ok(machine.save(&dir)?)
+            Ok(machine)
+        })
+    }
+
+    /// The snapshot `name` of what `key` tells; `make` brings a machine there when there is none.
+    fn snapshot(
+        &self,
+        lab: &Lab,
+        board: &Board,
+        name: &str,
+        key: &str,
+        make: impl FnOnce() -> Result<testbed::Machine>,
+    ) -> Result<Snapshot> {
+        let dir = self.path(lab, board, name, key, "snapshot")?;
+        self.once(&dir.to_string_lossy(), || match Snapshot::open(lab.spec(board)?, &dir) {
+            Some(snapshot) => Ok(snapshot),
+            None => Ok(make()?.save(&dir)?),
         })
     }
 

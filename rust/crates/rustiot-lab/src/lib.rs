@@ -20,4 +20,4 @@ pub use ctx::{Ctx, Figures, Skip};
 pub use device::{BootInfo, COMMAND, Device, HEALTHY, boot_of};
 pub use fixtures::{A, B, File, Fixtures, Release};
 pub use lab::Lab;
-pub use runner::{LabTest, Outcome, Report, Tag, list, run};
+pub use runner::{LabTest, Outcome, Report, Tag, id, list, run};

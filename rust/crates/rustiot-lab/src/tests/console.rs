@@ -36,10 +36,12 @@ fn run_ends_at_a_root_console_and_leaves_nothing_behind(ctx: &mut Ctx) -> Result
     run.expect("# ")?;
     run.send(b"echo sum=$((40+2)) user=$(id -un)\r")?;
     run.expect("sum=42 user=root")?;
-    // One Ctrl-C for the machine, the next for us.
-    run.send(b"sleep 1000\r")?;
-    run.expect("sleep 1000")?;
+    // One Ctrl-C for the machine, the next for us. Only a command that speaks has surely begun: the terminal echoes what
+    // is typed before the shell has read it, and a Ctrl-C in between is for nobody.
+    run.send(b"echo going=$((2+2)); sleep 1000\r")?;
+    run.expect("going=4")?;
     run.send(&[CTRL_A, CTRL_C])?;
+    run.expect("# ")?;
     run.send(b"echo back=$((1+1))\r")?;
     run.expect("back=2")?;
     run.send(&[CTRL_C])?;

@@ -18,20 +18,6 @@ pub(super) const TESTS: &[LabTest] = &[
         run: leaves_a_root_with_a_flipped_bit,
     },
     LabTest {
-        name: "leaves_a_committed_slot_that_cannot_be_opened",
-        boards: &[],
-        promise: "A committed slot whose root cannot be opened any more is left for the other one, without a loop.",
-        tags: &[Tag::QuickOnFirst],
-        run: leaves_a_committed_slot_that_cannot_be_opened,
-    },
-    LabTest {
-        name: "leaves_a_committed_slot_whose_boot_partition_is_gone",
-        boards: &[],
-        promise: "A committed slot whose kernel is gone is left for the other one.",
-        tags: &[Tag::QuickOnFirst],
-        run: leaves_a_committed_slot_whose_boot_partition_is_gone,
-    },
-    LabTest {
         name: "stays_in_rescue_when_both_roots_are_gone",
         boards: &[],
         promise: "With no root left the initramfs stays up with an address and a page that says why; no loop.",
@@ -51,6 +37,20 @@ pub(super) const TESTS: &[LabTest] = &[
         promise: "With the data partition destroyed the device comes up healthy and says so.",
         tags: &[Tag::QuickOnFirst],
         run: survives_the_loss_of_its_data,
+    },
+    LabTest {
+        name: "leaves_a_committed_slot_that_cannot_be_opened",
+        boards: &[],
+        promise: "A committed slot whose root cannot be opened any more is left for the other one, without a loop.",
+        tags: &[Tag::QuickOnFirst],
+        run: leaves_a_committed_slot_that_cannot_be_opened,
+    },
+    LabTest {
+        name: "leaves_a_committed_slot_whose_boot_partition_is_gone",
+        boards: &[],
+        promise: "A committed slot whose kernel is gone is left for the other one.",
+        tags: &[Tag::QuickOnFirst],
+        run: leaves_a_committed_slot_whose_boot_partition_is_gone,
     },
     LabTest {
         name: "survives_full_file_systems",

@@ -19,7 +19,8 @@ use updates::update;
 
 use crate::runner::LabTest;
 
-/// Every test, in the order in which they run: the slowest first keeps both workers busy to the end.
+/// Every test, in the order in which they run: the slowest first keeps both workers busy to the end. Tests that need a
+/// snapshot which nobody has made yet do not follow each other: one of them would only wait.
 pub fn all() -> Vec<LabTest> {
     [
         power::TESTS,

@@ -46,6 +46,13 @@ pub(super) const TESTS: &[LabTest] = &[
         run: falls_back_when_the_boot_hangs_before_multi_user,
     },
     LabTest {
+        name: "falls_back_when_the_kernel_hangs_before_init",
+        boards: &[],
+        promise: "A kernel that hangs before anything of ours runs is reset by the watchdog that the loader armed, once.",
+        tags: &[Tag::QuickOnFirst],
+        run: falls_back_when_the_kernel_hangs_before_init,
+    },
+    LabTest {
         name: "falls_back_when_the_system_hangs_after_it_was_healthy",
         boards: &[],
         promise: "A release that hangs in its soak, with all services running, is not committed.",
@@ -145,18 +152,37 @@ struct Trial {
 impl Trial {
     /// Installs `release` on a healthy machine; the reboot into it is under way when this returns.
     fn start(ctx: &Ctx, release: &Release) -> Result<Self> {
-        Self::start_on(ctx, ctx.healthy()?, release)
+        let server = ctx.serve(&[release])?;
+        let url = server.guest_url(&format!("{}.raucb", release.name));
+        Self::begin(ctx, ctx.healthy()?, |machine| {
+            let output = machine.install(&url)?;
+            ensure!(
+                output.ok(),
+                "the install ended with {}: {}{}",
+                output.status,
+                output.stdout,
+                output.stderr
+            );
+            Ok(())
+        })
     }
 
-    /// The same on this machine.
-    fn start_on(ctx: &Ctx, machine: Machine, release: &Release) -> Result<Self> {
+    /// The same with the good release B and a machine that has installed it already.
+    fn start_b(ctx: &Ctx) -> Result<Self> {
+        Self::reboot(ctx, ctx.installed()?)
+    }
+
+    /// Restarts `machine` into the release that it has installed.
+    fn reboot(ctx: &Ctx, machine: Machine) -> Result<Self> {
+        Self::begin(ctx, machine, |machine| Ok(machine.start("rustiot update reboot", crate::COMMAND)?))
+    }
+
+    fn begin(ctx: &Ctx, machine: Machine, go: impl FnOnce(&Machine) -> Result<()>) -> Result<Self> {
         let before = machine.boot()?;
         let number =
             machine.ledger()?.last_boot().map(|boot| boot.number).context("no boot in the ledger")?;
-        let server = ctx.serve(&[release])?;
         let mark = machine.mark();
-        let output = machine.install(&server.guest_url(&format!("{}.raucb", release.name)))?;
-        ensure!(output.ok(), "the install ended with {}: {}{}", output.status, output.stdout, output.stderr);
+        go(&machine)?;
         Ok(Trial { machine, before, number, mark, figures: ctx.figures.clone() })
     }
 
@@ -242,10 +268,21 @@ fn falls_back_when_init_is_missing(ctx: &mut Ctx) -> Result<()> {
 }
 
 fn falls_back_when_the_kernel_hangs(ctx: &mut Ctx) -> Result<()> {
-    let trial = Trial::start(ctx, &B)?;
+    let trial = Trial::start_b(ctx)?;
     trial.machine.console().expect("rustiot-init: .*kind=trial", HEALTHY)?;
     trial.machine.hang(HEALTHY)?;
     let record = trial.back_after(&[ResetReason::Watchdog], 1, 1)?;
+    rejected(&record, &B, "watchdog")
+}
+
+fn falls_back_when_the_kernel_hangs_before_init(ctx: &mut Ctx) -> Result<()> {
+    let trial = Trial::start_b(ctx)?;
+    // The loader's last words. A hang waits until the processors are in the kernel, which they are for seconds before
+    // there is an init.
+    trial.machine.console().expect("RustIoT guard: watchdog armed|Starting kernel", HEALTHY)?;
+    trial.machine.hang(HEALTHY)?;
+    // Nobody was there to write an entry of the history.
+    let record = trial.back_after(&[ResetReason::Watchdog], 0, 1)?;
     rejected(&record, &B, "watchdog")
 }
 
@@ -264,11 +301,11 @@ fn falls_back_when_the_boot_hangs_before_multi_user(ctx: &mut Ctx) -> Result<()>
 
 fn falls_back_when_the_system_hangs_after_it_was_healthy(ctx: &mut Ctx) -> Result<()> {
     // A soak longer than the test takes, so that the hang comes in it.
-    let machine = ctx.healthy()?;
+    let machine = ctx.installed()?;
     machine
         .sh("mount -o remount,rw /config && sed -i 's/^soak = .*/soak = \"1h\"/' /config/rustiot.toml && \
          grep -q 1h /config/rustiot.toml && mount -o remount,ro /config")?;
-    let trial = Trial::start_on(ctx, machine, &B)?;
+    let trial = Trial::reboot(ctx, machine)?;
     trial.machine.wait_until("the trial to be healthy", HEALTHY, &mut |machine| {
         let boot = machine.boot()?;
         let gate = "systemctl is-active --quiet boot-complete.target";
