@@ -79,7 +79,8 @@ fn run_detach_keeps_a_machine_until_it_is_stopped(ctx: &mut Ctx) -> Result<()> {
     let kept = (|| {
         let port = told.get("ssh_port").and_then(Value::as_u64).context("no ssh_port")?.to_string();
         let login = ["-i", &text("ssh_key")?, "-p", &port, "-o", "BatchMode=yes"];
-        let hosts = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "root@127.0.0.1"];
+        let hosts =
+            ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "root@127.0.0.1"];
         let run = Command::new("ssh").args(login).args(hosts).arg("rustiot health --json").output();
         let run = run.context("cannot run ssh")?;
         ensure!(run.status.success(), "cannot log in: {}", String::from_utf8_lossy(&run.stderr));
