@@ -200,7 +200,10 @@ impl Store {
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
         let path = self.dir.join(name);
-        atomic_write(&path, bytes).map_err(|e| state("cannot write", &path, &e))
+        // The error names the file.
+        atomic_write(&path, bytes).map_err(|e| {
+            Failure::from_error(Kind::State, "the update cannot be remembered", &e).hint(STATE_HINT)
+        })
     }
 }
 
@@ -224,9 +227,10 @@ fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     }
 }
 
+const STATE_HINT: &str = "is the state partition mounted and not full? `rustiot status`, `df /state`";
+
 fn state(what: &str, path: &Path, error: &dyn std::error::Error) -> Failure {
-    Failure::from_error(Kind::State, format!("{what} {}", path.display()), error)
-        .hint("is the state partition mounted and not full? `rustiot status`, `df /state`")
+    Failure::from_error(Kind::State, format!("{what} {}", path.display()), error).hint(STATE_HINT)
 }
 
 fn bound_log(log: &mut Vec<String>) {
