@@ -2,9 +2,9 @@
 //! compressed: the images lie in it byte for byte, so that a delta against the running slot makes the exact bundle and
 //! compression happens where it travels (`docs/decisions/0030-deltas.md`).
 
-use crate::cache::{remove, write};
+use crate::cache::write;
 use crate::context::{Progress, step};
-use crate::error::{At, Error, refused};
+use crate::error::{At, Error, output_file, refused};
 use crate::image::Image;
 use crate::keys::Signer;
 use crate::root::EPOCH;
@@ -42,6 +42,7 @@ pub fn bundle(
 }
 
 fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path) -> Result<(), Error> {
+    output_file(out)?;
     let (dir, file) = match (out.parent(), out.file_name()) {
         (Some(dir), Some(file)) => (dir, file.to_string_lossy().into_owned()),
         _ => return Err(refused(format!("{} is no file name", out.display()), "name the bundle's file")),
@@ -128,6 +129,5 @@ fn manifest(image: &Image, request: &BundleRequest) -> Result<String, Error> {
 
 #[expect(clippy::disallowed_methods, reason = "a build product: a build that is cut short starts over")]
 fn publish(made: &Path, out: &Path) -> Result<(), Error> {
-    remove(out)?;
     fs::rename(made, out).at("write", out)
 }
