@@ -185,6 +185,7 @@ fn a_medium_that_is_too_small_is_told_before_anything_is_written() {
     let image = image.to_string_lossy().into_owned();
     let result = std::panic::catch_unwind(|| {
         clone.refused(&["flash", &image, &device, "--yes"], 3, &[&device, "has 4 MB", "needs 8 MB"]);
+        clone.refused(&["flash", "small.img", &device, "--yes"], 2, &[&device, "is the image itself"]);
     });
     let detached = Command::new("losetup").args(["--detach", &device]).status().unwrap();
     assert!(result.is_ok() && detached.success());
