@@ -4,8 +4,9 @@
 
 use crate::agent::Agent;
 use crate::disk::{self, Disk};
-use crate::host::{Process, Scratch, Tools, start};
+use crate::host::{Process, Tools, start};
 use crate::{Console, Error, Event, Output, Qmp, Result, gdb};
+use rustiot_scratch::Scratch;
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -186,9 +187,9 @@ impl Off {
         command.args(arguments(&self.spec, &self.disk, self.dir.path(), memory.is_some()));
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let mut process = start(&self.spec.program, command, outlives)?;
-        let qmp = connect(&mut process, &log, || Qmp::connect(&qmp))?;
-        let console = connect(&mut process, &log, || Console::connect(&con))?;
-        let agent = connect(&mut process, &log, || Agent::connect(&qga))?;
+        let qmp = connect(&mut process, &self.spec, &log, || Qmp::connect(&qmp))?;
+        let console = connect(&mut process, &self.spec, &log, || Console::connect(&con))?;
+        let agent = connect(&mut process, &self.spec, &log, || Agent::connect(&qga))?;
         if let Some(memory) = memory {
             let uri = format!("file:{}", memory.display());
             qmp.run("migrate-incoming", json!({"uri": uri}))?;
@@ -398,9 +399,10 @@ impl Machine {
 
     /// Freezes the machine into `dir` and ends it. Only for machines with an overlay disk.
     pub fn save(mut self, dir: &Path) -> Result<Snapshot> {
-        let fresh = dir.with_extension("part");
-        let _ = std::fs::remove_dir_all(&fresh);
-        std::fs::create_dir_all(&fresh).map_err(Error::io("create", &fresh))?;
+        let part = dir.with_extension("part");
+        let _ = std::fs::remove_dir_all(&part);
+        let part = Scratch::adopt(part)?;
+        let fresh = part.path();
         self.qmp.run("stop", json!({}))?;
         let uri = format!("file:{}", fresh.join(MEMORY).display());
         self.qmp.run("migrate", json!({"uri": uri}))?;
@@ -412,15 +414,17 @@ impl Machine {
         std::fs::copy(self.off.disk.path(), &disk).map_err(Error::io("copy", &disk))?;
         if matches!(spec.firmware, Firmware::Pflash { .. }) {
             let vars = self.off.vars();
+        self.off.dir.keep();
             std::fs::copy(&vars, fresh.join(VARS)).map_err(Error::io("copy", &vars))?;
         }
         // Whoever finds the directory under its final name finds all of it.
         let _ = std::fs::remove_dir_all(dir);
-        std::fs::rename(&fresh, dir).map_err(Error::io("rename", &fresh))?;
+        std::fs::rename(fresh, dir).map_err(Error::io("rename", fresh))?;
         Ok(Snapshot { spec, dir: dir.to_path_buf() })
     }
 
-    /// Lets it live on after this process.
+    /// Lets it live on after this process, and its directory with it. Only for machines of
+    /// [`Snapshot::restore_detached`].
     pub fn detach(mut self) {
         self.process.detach();
     }
@@ -458,7 +462,7 @@ impl Snapshot {
         self.wake(self.off(dir)?, false)
     }
 
-    /// The same, going on when this process ends.
+    /// The same, ready to go on when this process ends: from [`Machine::detach`] on.
     pub fn restore_detached(&self, dir: Scratch) -> Result<Machine> {
         self.wake(self.off(dir)?, true)
     }
@@ -556,14 +560,15 @@ fn arguments(spec: &Spec, disk: &Disk, dir: &Path, incoming: bool) -> Vec<String
 }
 
 /// Tries until QEMU has made its socket, or has ended instead.
-fn connect<T>(process: &mut Process, log: &Path, open: impl Fn() -> Result<T>) -> Result<T> {
+fn connect<T>(process: &mut Process, spec: &Spec, log: &Path, open: impl Fn() -> Result<T>) -> Result<T> {
     let began = Instant::now();
     loop {
         let error = match open() {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        if process.ended().is_some() {
+        if let Some(status) = process.ended() {
+            spec.tools.found(&spec.program, status)?;
             let said = std::fs::read_to_string(log).unwrap_or_default();
             let tail = said.trim().to_string();
             return Err(Error::Ended { what: "starting QEMU".into(), tail });

@@ -9,6 +9,7 @@ use crate::fit;
 use crate::image::Image;
 use crate::toolbox::Toolbox;
 use rustiot_board::{Board, Content, Layout, Partition, Size, SlotName};
+use rustiot_scratch::Scratch;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -89,8 +90,7 @@ fn create(
     }
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).at("create", parent)?;
-    let work =
-        tempfile::Builder::new().prefix(".disk-").tempdir_in(parent).at("create a directory in", parent)?;
+    let work = Scratch::new(parent, ".rustiot-disk")?;
     let dir = work.path().canonicalize().at("find", work.path())?;
     let toolbox = toolbox.clone().with_path(&dir);
     let raw = dir.join("disk.img");

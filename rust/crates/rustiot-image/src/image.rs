@@ -10,6 +10,7 @@ use crate::root::{self, Inputs, Verity};
 use crate::toolbox::Toolbox;
 use crate::{boot, root::PackageSize};
 use rustiot_board::{Board, Kernel, Layout, Size};
+use rustiot_scratch::Scratch;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -255,10 +256,7 @@ pub fn verify(
     step(progress, "the same once more, to compare", || {
         let silent = &Silent;
         let base = Base::ensure(ctx, toolbox, image.board.arch, request.dev, silent)?;
-        let work = tempfile::Builder::new()
-            .prefix(".verify-")
-            .tempdir_in(ctx.cache())
-            .at("create a directory in", ctx.cache())?;
+        let work = Scratch::new(ctx.cache(), ".verify")?;
         let board = &image.board;
         Inputs { ctx, toolbox, base: &base, programs: &image.programs, board, request }
             .create(work.path())?;
