@@ -106,7 +106,7 @@ pub(crate) fn stage(
     remove(&work)?;
     require_room(&shelf, room, title)?;
     let work = Scratch::adopt(work)?;
-    build(work.path())?;
+    build(work.path()).inspect_err(|_| progress.gave_up(title))?;
     publish(work.path(), &done)?;
     drop(work);
     prune(&shelf, &done)?;

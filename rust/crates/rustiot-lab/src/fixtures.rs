@@ -6,7 +6,7 @@ use crate::lab::Lab;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_board::{Arch, Board};
 use rustiot_image::keys::{self, Signer};
-use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Progress, Request, Silent};
+use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Plain, Progress, Request, Silent};
 use rustiot_repository::publish::{Repository, Settings};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -72,13 +72,18 @@ struct Built;
 
 impl Progress for Built {
     fn begin(&self, step: &str) {
-        eprintln!("  … {step}");
+        Plain.begin(step);
     }
-    fn line(&self, _: &str) {}
+    fn line(&self, text: &str) {
+        Plain.line(text);
+    }
     fn end(&self, step: &str, took: Duration, cached: bool) {
         if !cached {
-            eprintln!("  ✓ {step}: built, {:.1} s", took.as_secs_f64());
+            Plain.end(step, took, cached);
         }
+    }
+    fn gave_up(&self, step: &str) {
+        Plain.gave_up(step);
     }
 }
 
