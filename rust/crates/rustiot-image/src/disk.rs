@@ -4,7 +4,7 @@
 use crate::boot::fat;
 use crate::cache::write;
 use crate::context::{Context, Progress, step};
-use crate::error::{At, Error, content, output_file, refused};
+use crate::error::{At, Error, content, output_file};
 use crate::fit;
 use crate::image::Image;
 use crate::toolbox::Toolbox;
@@ -221,25 +221,6 @@ fn place_file(source: &Path, raw: &Path, place: &Place<'_>) -> Result<(), Error>
             to.write_all(data).at("write", raw)?;
         }
     }
-}
-
-/// Refuses a medium of `bytes` that the image cannot be written to.
-///
-/// # Errors
-/// It is smaller than the board's smallest medium.
-pub fn check_medium(image: &Image, bytes: u64) -> Result<(), Error> {
-    if bytes < image.board.storage.min_medium.bytes() {
-        return Err(refused(
-            format!(
-                "the medium has {}, board {} needs at least {}",
-                Size::from_bytes(bytes),
-                image.board.name,
-                image.board.storage.min_medium
-            ),
-            "use a larger one",
-        ));
-    }
-    Ok(())
 }
 
 /// The rule that a layout is checked for, on a finished image: each slot's boot and root content lies in partitions of

@@ -341,6 +341,8 @@ pub fn write_manifest(image: &Image, path: &Path) -> Result<(), Error> {
         compatible: &'a str,
         cmdline: &'a str,
         root_hash: &'a str,
+        /// The board's smallest medium, bytes.
+        min_medium: u64,
         sizes: Sizes,
     }
     let manifest = Manifest {
@@ -349,6 +351,7 @@ pub fn write_manifest(image: &Image, path: &Path) -> Result<(), Error> {
         compatible: &image.board.compatible,
         cmdline: &image.cmdline,
         root_hash: &image.verity.root_hash,
+        min_medium: image.board.storage.min_medium.bytes(),
         sizes: image.sizes,
     };
     write_json(path, &manifest)
