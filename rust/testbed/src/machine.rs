@@ -159,11 +159,6 @@ impl Off {
         self.launch(None, false)
     }
 
-    /// Switches it on so that it goes on when this process ends; kill it by its process id.
-    pub fn power_on_detached(self) -> Result<Machine> {
-        self.launch(None, true)
-    }
-
     fn launch(self, memory: Option<&Path>, outlives: bool) -> Result<Machine> {
         self.disk.prepare()?;
         let sockets = ["qmp", "con", "qga"].map(|name| self.dir.file(name));
@@ -372,12 +367,6 @@ impl Machine {
         self.qmp.events(mark)
     }
 
-    /// Waits until the machine was reset after `mark`, by whatever (its own reboot, the watchdog,
-    /// the reset button). Returns QEMU's event with the host's time.
-    pub fn wait_reboot(&self, mark: usize, within: Duration) -> Result<Event> {
-        self.with_console_tail(self.qmp.wait("RESET", mark, within))
-    }
-
     /// Waits until the watchdog fired after `mark`.
     pub fn wait_watchdog(&self, mark: usize, within: Duration) -> Result<Event> {
         self.with_console_tail(self.qmp.wait("WATCHDOG", mark, within))
@@ -414,7 +403,6 @@ impl Machine {
         std::fs::copy(self.off.disk.path(), &disk).map_err(Error::io("copy", &disk))?;
         if matches!(spec.firmware, Firmware::Pflash { .. }) {
             let vars = self.off.vars();
-        self.off.dir.keep();
             std::fs::copy(&vars, fresh.join(VARS)).map_err(Error::io("copy", &vars))?;
         }
         // Whoever finds the directory under its final name finds all of it.
@@ -426,6 +414,7 @@ impl Machine {
     /// Lets it live on after this process, and its directory with it. Only for machines of
     /// [`Snapshot::restore_detached`].
     pub fn detach(mut self) {
+        self.off.dir.keep();
         self.process.detach();
     }
 }
@@ -694,6 +683,47 @@ mod tests {
         let disk = Disk::Overlay { path: scratch.file("disk") };
         let error = Off::new(spec, disk, scratch).unwrap().power_on().unwrap_err();
         assert!(error.to_string().contains("no such machine"), "{error}");
+    }
+
+    #[test]
+    fn a_machine_boots_the_medium_that_was_put_in_last() {
+        let scratch = Scratch::new(&std::env::temp_dir(), "testbed-machine").unwrap();
+        let vars = scratch.file("template");
+        std::fs::write(&vars, "").unwrap();
+        let firmware = Firmware::Pflash { code: "/fw/code".into(), vars };
+        // It says what it was started with, and is gone.
+        let tools = Tools::new(|_| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "echo \"$@\"; exit 1", "sh"]);
+            command
+        });
+        let (first, second) = (scratch.file("first.qcow2"), scratch.file("second.qcow2"));
+        let disk = Disk::Overlay { path: first.clone() };
+        let mut off = Off::new(Spec { firmware, tools, ..spec() }, disk, scratch).unwrap();
+        off.disk = Disk::Overlay { path: second.clone() };
+        let said = off.power_on().unwrap_err().to_string();
+        assert!(said.contains(&*second.to_string_lossy()), "{said}");
+        assert!(!said.contains(&*first.to_string_lossy()), "{said}");
+    }
+
+    #[test]
+    fn a_qemu_that_is_not_there_is_named_with_the_remedy() {
+        let scratch = Scratch::new(&std::env::temp_dir(), "testbed-machine").unwrap();
+        let vars = scratch.file("template");
+        std::fs::write(&vars, "").unwrap();
+        let firmware = Firmware::Pflash { code: "/fw/code".into(), vars };
+        // What the toolbox does in the end.
+        let tools = Tools::new(|program| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "exec env -C / \"$@\"", "sh", program]);
+            command
+        });
+        let tools = tools.with_remedy("remove the toolbox, it is built again");
+        let spec = Spec { program: "qemu-system-nowhere".into(), firmware, tools, ..spec() };
+        let disk = Disk::Overlay { path: scratch.file("disk") };
+        let error = Off::new(spec, disk, scratch).unwrap().power_on().unwrap_err();
+        let said = "there is no program qemu-system-nowhere: remove the toolbox, it is built again";
+        assert_eq!(error.to_string(), said);
     }
 
     #[test]
