@@ -26,6 +26,17 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A program that is not there.
+    #[error("there is no program {program}: {remedy}")]
+    Missing {
+        /// Its name.
+        program: String,
+        /// What a person can do.
+        remedy: String,
+    },
+    /// A scratch directory could not be made.
+    #[error(transparent)]
+    Scratch(#[from] rustiot_scratch::Error),
     /// A program ran and failed.
     #[error("{program} failed ({status}): {stderr}")]
     Program {
@@ -108,6 +119,17 @@ impl Error {
     pub(crate) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { what, path, source }
+    }
+
+    /// `lacking`, which was to become `program`, could not be started.
+    pub(crate) fn spawn(lacking: &std::ffi::OsStr, program: &str, source: std::io::Error) -> Error {
+        match source.kind() {
+            std::io::ErrorKind::NotFound => {
+                let program = lacking.to_string_lossy().into_owned();
+                Error::Missing { program, remedy: "install it on this machine".into() }
+            }
+            _ => Error::Spawn { program: program.into(), source },
+        }
     }
 
     /// Whether this is a wait that ran out (and may be tried again).

@@ -1,29 +1,37 @@
-//! Our own side of the fence: how programs of the toolbox are started, that they die with us, and
-//! scratch directories that are gone afterwards. Never leaves either behind, whatever ends us.
+//! Our own side of the fence: how programs of the toolbox are started, and that they die with us.
 
 use crate::{Error, Result, sys};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use std::collections::BTreeSet;
-use std::fs::File;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 type MakeCommand = dyn Fn(&str) -> Command + Send + Sync;
 
+/// The exit code of a shell, `env` or `chroot` that does not find the program that it is to become
+/// (POSIX, 2.8.2).
+const NOT_FOUND: i32 = 127;
+
 /// How a program of the toolbox (QEMU, `qemu-img`) becomes a command on this machine.
 #[derive(Clone)]
-pub struct Tools(Arc<MakeCommand>);
+pub struct Tools {
+    make: Arc<MakeCommand>,
+    remedy: Arc<str>,
+}
 
 impl Tools {
     /// From a function that makes a `Command` of a program's name. The command must end in
     /// `exec`: the process that is spawned has to become the program, or killing it would not.
     pub fn new(make: impl Fn(&str) -> Command + Send + Sync + 'static) -> Self {
-        Tools(Arc::new(make))
+        Tools { make: Arc::new(make), remedy: "install it".into() }
+    }
+
+    /// The same; `remedy` tells a person what to do where a program is lacking.
+    #[must_use]
+    pub fn with_remedy(self, remedy: &str) -> Self {
+        Tools { remedy: remedy.into(), ..self }
     }
 
     /// Programs found in this machine's own `PATH`.
@@ -33,7 +41,7 @@ impl Tools {
 
     /// The command for `program`, without arguments yet.
     pub fn command(&self, program: &str) -> Command {
-        (self.0)(program)
+        (self.make)(program)
     }
 
     /// Runs a short program to its end and returns what it printed.
@@ -41,8 +49,9 @@ impl Tools {
         let mut command = self.command(program);
         command.args(args);
         let Output { status, stdout, stderr } =
-            command.output().map_err(|source| Error::Spawn { program: program.into(), source })?;
+            command.output().map_err(|source| Error::spawn(command.get_program(), program, source))?;
         if !status.success() {
+            self.found(program, status)?;
             let stderr = String::from_utf8_lossy(&stderr).trim().to_string();
             return Err(Error::Program { program: program.into(), status, stderr });
         }
@@ -50,35 +59,21 @@ impl Tools {
     }
 }
 
+impl Tools {
+    /// Whether a program that ended with `status` was there at all.
+    pub(crate) fn found(&self, program: &str, status: ExitStatus) -> Result<()> {
+        match status.code() {
+            Some(NOT_FOUND) => {
+                Err(Error::Missing { program: program.into(), remedy: self.remedy.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl std::fmt::Debug for Tools {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Tools")
-    }
-}
-
-/// What has to be undone if we are told to stop: process groups and directories.
-#[derive(Default)]
-struct Leftovers {
-    groups: BTreeSet<i32>,
-    dirs: BTreeSet<PathBuf>,
-}
-
-static LEFTOVERS: Mutex<Leftovers> = Mutex::new(Leftovers { groups: BTreeSet::new(), dirs: BTreeSet::new() });
-
-fn leftovers() -> MutexGuard<'static, Leftovers> {
-    LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Kills every child and removes every scratch directory of this process. For the signal handler
-/// of a program: afterwards it must exit at once.
-pub fn cleanup() {
-    let mut left = leftovers();
-    for group in std::mem::take(&mut left.groups) {
-        // It may have ended by itself, and then there is nothing to kill.
-        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-    }
-    for dir in std::mem::take(&mut left.dirs) {
-        let _ = std::fs::remove_dir_all(dir);
     }
 }
 
@@ -98,10 +93,9 @@ impl Process {
 
     /// Kills the whole group at once, as a power cut does, and waits for its end.
     pub fn kill(&mut self) {
-        if !leftovers().groups.remove(&self.group) && !self.kill {
+        if !std::mem::take(&mut self.kill) {
             return;
         }
-        self.kill = false;
         let _ = killpg(Pid::from_raw(self.group), Signal::SIGKILL);
         let _ = self.child.wait();
     }
@@ -110,7 +104,6 @@ impl Process {
     pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
         let status = self.child.try_wait().ok().flatten();
         if status.is_some() {
-            leftovers().groups.remove(&self.group);
             self.kill = false;
         }
         status
@@ -118,16 +111,14 @@ impl Process {
 
     /// Lets it live on after us.
     pub fn detach(&mut self) {
-        leftovers().groups.remove(&self.group);
+        rustiot_scratch::spare(self.group);
         self.kill = false;
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.kill {
-            self.kill();
-        }
+        self.kill();
     }
 }
 
@@ -149,18 +140,17 @@ fn spawner() -> &'static Mutex<Sender<Job>> {
 }
 
 /// Starts a long-running child in its own process group, so that a Ctrl-C on the terminal is ours
-/// alone to handle. It dies with this process unless `outlives` is set.
+/// alone to handle. It dies with its value and with this process; one that `outlives` it only from
+/// [`Process::detach`] on.
 pub(crate) fn start(program: &str, mut command: Command, outlives: bool) -> Result<Process> {
     command.process_group(0);
     if !outlives {
         sys::die_with_parent(&mut command);
     }
-    let child = spawn(command).map_err(|source| Error::Spawn { program: program.into(), source })?;
+    let lacking = command.get_program().to_owned();
+    let child = spawn(command).map_err(|source| Error::spawn(&lacking, program, source))?;
     let group = i32::try_from(child.id()).unwrap_or(i32::MAX);
-    if !outlives {
-        leftovers().groups.insert(group);
-    }
-    Ok(Process { child, group, kill: !outlives })
+    Ok(Process { child, group, kill: true })
 }
 
 /// Spawns a command from the thread that lives as long as this process.
@@ -171,125 +161,61 @@ pub fn spawn(command: Command) -> std::io::Result<Child> {
     answer.recv().map_err(|_| gone())?
 }
 
-/// A directory of ours that is removed when this value goes, or by [`cleanup`]. What a process that
-/// was killed left is removed by the next one that makes a directory of the same kind.
-#[derive(Debug)]
-pub struct Scratch {
-    path: PathBuf,
-    keep: bool,
-    /// Locked as long as this process lives, so that nobody takes the directory for a leftover.
-    _lock: Option<File>,
-}
-
-/// A younger directory may not have its lock yet.
-const YOUNG: Duration = Duration::from_secs(60);
-
-/// Removes directories `name-…` in `parent` that no living process has locked.
-fn sweep(parent: &Path, name: &str) {
-    let prefix = format!("{name}-");
-    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let old = || {
-            let modified = entry.metadata().and_then(|meta| meta.modified()).ok()?;
-            modified.elapsed().ok().filter(|age| *age > YOUNG)
-        };
-        let ours = entry.file_name().to_str().is_some_and(|n| n.starts_with(&prefix));
-        if ours && path.is_dir() && old().is_some() && File::open(&path).is_ok_and(|f| f.try_lock().is_ok()) {
-            // It may not be ours to remove: then it stays.
-            let _ = std::fs::remove_dir_all(path);
-        }
-    }
-}
-
-impl Scratch {
-    /// A fresh directory below `parent`, which is made if it is missing.
-    pub fn new(parent: &Path, name: &str) -> Result<Self> {
-        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-        sweep(parent, name);
-        let path = tempfile::Builder::new()
-            .prefix(&format!("{name}-"))
-            .tempdir_in(parent)
-            .map_err(Error::io("create a directory in", parent))?
-            .keep();
-        leftovers().dirs.insert(path.clone());
-        let lock = File::open(&path).and_then(|dir| dir.lock().map(|()| dir));
-        let lock = lock.map_err(Error::io("lock", &path))?;
-        Ok(Scratch { path, keep: false, _lock: Some(lock) })
-    }
-
-    /// A directory of a given name that stays: for machines that outlive this process.
-    pub fn lasting(path: PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
-        Ok(Scratch { path, keep: true, _lock: None })
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// A file in it.
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.path.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if !self.keep {
-            leftovers().dirs.remove(&self.path);
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustiot_scratch::Scratch;
 
-    #[test]
-    fn a_child_and_its_children_die_with_the_value() -> Result<()> {
-        let scratch = Scratch::new(&std::env::temp_dir(), "testbed-host")?;
-        let fifo = scratch.file("alive");
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)
-            .map_err(|e| Error::io("create", &fifo)(e.into()))?;
+    /// A fifo whose end is read when no process that `script` started lives any more.
+    fn holds(fifo: &std::path::Path, outlives: bool) -> (Process, std::fs::File) {
+        nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         // Both the shell and its child hold the fifo's write end open.
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("exec 9>{}; sleep 1000 & wait", fifo.display()));
-        let mut process = start("sh", command, false)?;
-        let mut reader = std::fs::File::open(&fifo).map_err(Error::io("open", &fifo))?;
-        assert!(process.ended().is_none());
-        drop(process);
-        // The read returns only when no process holds the write end any more.
-        let mut rest = Vec::new();
-        std::io::Read::read_to_end(&mut reader, &mut rest).map_err(Error::io("read", &fifo))?;
-        assert!(rest.is_empty());
-        Ok(())
+        let process = start("sh", command, outlives).unwrap();
+        (process, std::fs::File::open(fifo).unwrap())
     }
 
     #[test]
-    fn what_a_killed_process_left_goes_and_what_a_living_one_has_stays() -> Result<()> {
-        let parent = tempfile::tempdir().map_err(Error::io("create", Path::new("tmp")))?;
-        let living = Scratch::new(parent.path(), "t")?;
-        let (left, other) = (parent.path().join("t-left"), parent.path().join("theirs"));
-        for dir in [&left, &other, &living.path().to_path_buf()] {
-            std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-            let long_ago = std::time::SystemTime::now().checked_sub(YOUNG * 2);
-            let times = std::fs::FileTimes::new().set_modified(long_ago.unwrap_or(std::time::UNIX_EPOCH));
-            File::open(dir).and_then(|d| d.set_times(times)).map_err(Error::io("age", dir))?;
+    fn a_child_and_its_children_die_with_the_value_even_if_it_was_to_outlive_us() {
+        let scratch = Scratch::new(&std::env::temp_dir(), "testbed-host").unwrap();
+        for outlives in [false, true] {
+            let (mut process, mut reader) = holds(&scratch.file(&format!("alive-{outlives}")), outlives);
+            assert!(process.ended().is_none());
+            drop(process);
+            // The read returns only when no process holds the write end any more.
+            let mut rest = Vec::new();
+            std::io::Read::read_to_end(&mut reader, &mut rest).unwrap();
+            assert!(rest.is_empty());
         }
-        let _next = Scratch::new(parent.path(), "t")?;
-        assert_eq!((left.exists(), other.exists(), living.path().exists()), (false, true, true));
-        Ok(())
     }
 
     #[test]
-    fn a_scratch_directory_goes_with_its_value() -> Result<()> {
-        let scratch = Scratch::new(&std::env::temp_dir(), "testbed-scratch")?;
-        let path = scratch.path().to_path_buf();
-        assert!(path.is_dir());
-        drop(scratch);
-        assert!(!path.exists());
-        Ok(())
+    fn a_child_that_is_let_go_lives_on() {
+        let scratch = Scratch::new(&std::env::temp_dir(), "testbed-host").unwrap();
+        let (mut process, _reader) = holds(&scratch.file("alive"), true);
+        let group = Pid::from_raw(process.pid());
+        process.detach();
+        drop(process);
+        // Signal 0 only asks whether it is there; it is ended by what asks next.
+        assert!(killpg(group, None).is_ok());
+        killpg(group, Signal::SIGKILL).unwrap();
+    }
+
+    #[test]
+    fn a_program_that_is_lacking_is_named_with_the_remedy() {
+        const NO: &str = "rustiot-no-such-program";
+        let error = Tools::host().run(NO, &[]).unwrap_err();
+        assert!(matches!(&error, Error::Missing { program, .. } if program == NO), "{error}");
+        // As the toolbox does it: the process that is spawned is there, the program that it becomes is not.
+        let tools = Tools::new(|program| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "exec env -C / \"$@\"", "sh", program]);
+            command
+        });
+        let error = tools.with_remedy("remove the toolbox").run(NO, &[]).unwrap_err().to_string();
+        assert!(error.contains(NO) && error.contains("remove the toolbox"), "{error}");
+        let other = Tools::host().run("false", &[]).unwrap_err();
+        assert!(matches!(other, Error::Program { .. }), "{other}");
     }
 }

@@ -28,11 +28,12 @@ pub use console::{Console, Keys};
 pub use disk::{Disk, partition_bytes, partition_start};
 pub use error::Error;
 pub use files::{Faults, FileServer};
-pub use host::{Scratch, Tools, cleanup, spawn};
+pub use host::{Tools, spawn};
 pub use machine::{
     Firmware, Machine, Off, Snapshot, Spec, flip_bit_in_file, power_off_detached, ssh_options,
 };
 pub use qmp::{Event, Qmp};
+pub use rustiot_scratch::Scratch;
 
 /// Result of everything in this crate.
 pub type Result<T> = std::result::Result<T, Error>;

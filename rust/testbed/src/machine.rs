@@ -4,8 +4,9 @@
 
 use crate::agent::Agent;
 use crate::disk::{self, Disk};
-use crate::host::{Process, Scratch, Tools, start};
+use crate::host::{Process, Tools, start};
 use crate::{Console, Error, Event, Output, Qmp, Result, gdb};
+use rustiot_scratch::Scratch;
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -158,11 +159,6 @@ impl Off {
         self.launch(None, false)
     }
 
-    /// Switches it on so that it goes on when this process ends; kill it by its process id.
-    pub fn power_on_detached(self) -> Result<Machine> {
-        self.launch(None, true)
-    }
-
     fn launch(self, memory: Option<&Path>, outlives: bool) -> Result<Machine> {
         self.disk.prepare()?;
         let sockets = ["qmp", "con", "qga"].map(|name| self.dir.file(name));
@@ -186,9 +182,9 @@ impl Off {
         command.args(arguments(&self.spec, &self.disk, self.dir.path(), memory.is_some()));
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let mut process = start(&self.spec.program, command, outlives)?;
-        let qmp = connect(&mut process, &log, || Qmp::connect(&qmp))?;
-        let console = connect(&mut process, &log, || Console::connect(&con))?;
-        let agent = connect(&mut process, &log, || Agent::connect(&qga))?;
+        let qmp = connect(&mut process, &self.spec, &log, || Qmp::connect(&qmp))?;
+        let console = connect(&mut process, &self.spec, &log, || Console::connect(&con))?;
+        let agent = connect(&mut process, &self.spec, &log, || Agent::connect(&qga))?;
         if let Some(memory) = memory {
             let uri = format!("file:{}", memory.display());
             qmp.run("migrate-incoming", json!({"uri": uri}))?;
@@ -371,12 +367,6 @@ impl Machine {
         self.qmp.events(mark)
     }
 
-    /// Waits until the machine was reset after `mark`, by whatever (its own reboot, the watchdog,
-    /// the reset button). Returns QEMU's event with the host's time.
-    pub fn wait_reboot(&self, mark: usize, within: Duration) -> Result<Event> {
-        self.with_console_tail(self.qmp.wait("RESET", mark, within))
-    }
-
     /// Waits until the watchdog fired after `mark`.
     pub fn wait_watchdog(&self, mark: usize, within: Duration) -> Result<Event> {
         self.with_console_tail(self.qmp.wait("WATCHDOG", mark, within))
@@ -398,9 +388,10 @@ impl Machine {
 
     /// Freezes the machine into `dir` and ends it. Only for machines with an overlay disk.
     pub fn save(mut self, dir: &Path) -> Result<Snapshot> {
-        let fresh = dir.with_extension("part");
-        let _ = std::fs::remove_dir_all(&fresh);
-        std::fs::create_dir_all(&fresh).map_err(Error::io("create", &fresh))?;
+        let part = dir.with_extension("part");
+        let _ = std::fs::remove_dir_all(&part);
+        let part = Scratch::adopt(part)?;
+        let fresh = part.path();
         self.qmp.run("stop", json!({}))?;
         let uri = format!("file:{}", fresh.join(MEMORY).display());
         self.qmp.run("migrate", json!({"uri": uri}))?;
@@ -416,12 +407,14 @@ impl Machine {
         }
         // Whoever finds the directory under its final name finds all of it.
         let _ = std::fs::remove_dir_all(dir);
-        std::fs::rename(&fresh, dir).map_err(Error::io("rename", &fresh))?;
+        std::fs::rename(fresh, dir).map_err(Error::io("rename", fresh))?;
         Ok(Snapshot { spec, dir: dir.to_path_buf() })
     }
 
-    /// Lets it live on after this process.
+    /// Lets it live on after this process, and its directory with it. Only for machines of
+    /// [`Snapshot::restore_detached`].
     pub fn detach(mut self) {
+        self.off.dir.keep();
         self.process.detach();
     }
 }
@@ -458,7 +451,7 @@ impl Snapshot {
         self.wake(self.off(dir)?, false)
     }
 
-    /// The same, going on when this process ends.
+    /// The same, ready to go on when this process ends: from [`Machine::detach`] on.
     pub fn restore_detached(&self, dir: Scratch) -> Result<Machine> {
         self.wake(self.off(dir)?, true)
     }
@@ -556,14 +549,15 @@ fn arguments(spec: &Spec, disk: &Disk, dir: &Path, incoming: bool) -> Vec<String
 }
 
 /// Tries until QEMU has made its socket, or has ended instead.
-fn connect<T>(process: &mut Process, log: &Path, open: impl Fn() -> Result<T>) -> Result<T> {
+fn connect<T>(process: &mut Process, spec: &Spec, log: &Path, open: impl Fn() -> Result<T>) -> Result<T> {
     let began = Instant::now();
     loop {
         let error = match open() {
             Ok(value) => return Ok(value),
             Err(error) => error,
         };
-        if process.ended().is_some() {
+        if let Some(status) = process.ended() {
+            spec.tools.found(&spec.program, status)?;
             let said = std::fs::read_to_string(log).unwrap_or_default();
             let tail = said.trim().to_string();
             return Err(Error::Ended { what: "starting QEMU".into(), tail });
@@ -689,6 +683,47 @@ mod tests {
         let disk = Disk::Overlay { path: scratch.file("disk") };
         let error = Off::new(spec, disk, scratch).unwrap().power_on().unwrap_err();
         assert!(error.to_string().contains("no such machine"), "{error}");
+    }
+
+    #[test]
+    fn a_machine_boots_the_medium_that_was_put_in_last() {
+        let scratch = Scratch::new(&std::env::temp_dir(), "testbed-machine").unwrap();
+        let vars = scratch.file("template");
+        std::fs::write(&vars, "").unwrap();
+        let firmware = Firmware::Pflash { code: "/fw/code".into(), vars };
+        // It says what it was started with, and is gone.
+        let tools = Tools::new(|_| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "echo \"$@\"; exit 1", "sh"]);
+            command
+        });
+        let (first, second) = (scratch.file("first.qcow2"), scratch.file("second.qcow2"));
+        let disk = Disk::Overlay { path: first.clone() };
+        let mut off = Off::new(Spec { firmware, tools, ..spec() }, disk, scratch).unwrap();
+        off.disk = Disk::Overlay { path: second.clone() };
+        let said = off.power_on().unwrap_err().to_string();
+        assert!(said.contains(&*second.to_string_lossy()), "{said}");
+        assert!(!said.contains(&*first.to_string_lossy()), "{said}");
+    }
+
+    #[test]
+    fn a_qemu_that_is_not_there_is_named_with_the_remedy() {
+        let scratch = Scratch::new(&std::env::temp_dir(), "testbed-machine").unwrap();
+        let vars = scratch.file("template");
+        std::fs::write(&vars, "").unwrap();
+        let firmware = Firmware::Pflash { code: "/fw/code".into(), vars };
+        // What the toolbox does in the end.
+        let tools = Tools::new(|program| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "exec env -C / \"$@\"", "sh", program]);
+            command
+        });
+        let tools = tools.with_remedy("remove the toolbox, it is built again");
+        let spec = Spec { program: "qemu-system-nowhere".into(), firmware, tools, ..spec() };
+        let disk = Disk::Overlay { path: scratch.file("disk") };
+        let error = Off::new(spec, disk, scratch).unwrap().power_on().unwrap_err();
+        let said = "there is no program qemu-system-nowhere: remove the toolbox, it is built again";
+        assert_eq!(error.to_string(), said);
     }
 
     #[test]

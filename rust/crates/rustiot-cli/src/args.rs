@@ -26,6 +26,7 @@ pub enum Command {
         rustiot run --detach           leave it running; prints its name and ssh port")]
     Run(Run),
     /// List the machines that run
+    #[command(after_help = "Example:\n  rustiot ps --json")]
     Ps(Json),
     /// Switch off a machine that was started with `run --detach`
     #[command(after_help = "Example:\n  rustiot stop qemux86-64-1")]
@@ -34,7 +35,7 @@ pub enum Command {
         name: String,
     },
     /// Build images
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  rustiot image build --board qemuarm64")]
     Image(Image),
     /// Make a signed update of a release
     #[command(after_help = "Examples:\n  rustiot bundle --version 1.1.0\n  \
@@ -85,10 +86,14 @@ pub enum Command {
     #[command(hide = true)]
     DeltaApply(DeltaApply),
     /// Longer experiments on machines in QEMU
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  rustiot lab power-cut --runs 100")]
     Lab(Lab),
     /// Keep a repository of updates: keys, signatures, rotation
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  rustiot repo init --repo repo\n  rustiot repo status --repo repo\n\n\
+            Then: rustiot publish, rustiot rollout. The whole way: docs/guide-rollout.md"
+    )]
     Repo(crate::repo::Repo),
     /// Turn signed bundles into files for any web server
     #[command(after_help = "Examples:\n  rustiot publish build/*.raucb --repo repo\n  \
@@ -101,6 +106,9 @@ pub enum Command {
         rustiot rollout halt 1.2.0 --reason 'eats batteries' --repo repo")]
     Rollout(crate::repo::RolloutArgs),
     /// See the story: update, bad update, power cut, hang
+    #[command(
+        after_help = "Examples:\n  rustiot demo\n  rustiot demo --board qemuarm64\n\nIt takes a quarter of an hour where the processor is emulated."
+    )]
     Demo(BoardArg),
 }
 
@@ -347,14 +355,36 @@ mod tests {
     use super::*;
     use clap::CommandFactory;
 
+    /// All commands below `command` that help shows, by their whole names.
+    fn all(command: &clap::Command, name: &str) -> Vec<(String, clap::Command)> {
+        let seen = command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help");
+        seen.flat_map(|sub| {
+            let name = format!("{name} {}", sub.get_name());
+            [vec![(name.clone(), sub.clone())], all(sub, &name)].concat()
+        })
+        .collect()
+    }
+
     #[test]
-    fn the_definition_is_sound_and_every_command_has_an_example_or_no_choices() {
+    fn the_definition_is_sound_and_every_command_has_an_example_that_parses() {
         Cli::command().debug_assert();
-        for name in ["run", "stop", "bundle", "keys", "flash", "serve", "test", "bench"] {
-            let command = Cli::command();
-            let sub = command.find_subcommand(name).unwrap();
-            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains(&format!("rustiot {name}")), "{name} has no example");
+        let commands = all(&Cli::command(), "rustiot");
+        assert!(commands.iter().any(|(name, _)| name == "rustiot repo rotate"), "all levels are walked");
+        for (name, command) in commands {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples: Vec<&str> = help
+                .lines()
+                .filter_map(|line| line.strip_prefix("  "))
+                .filter(|l| l.starts_with(&name))
+                .collect();
+            assert!(!examples.is_empty(), "{name} has no example");
+            for example in examples {
+                // What follows several blanks says what the example does; a shell would take quotes away.
+                let words = example.split("   ").next().and_then(|words| words.split(" &&").next());
+                let words = words.unwrap_or_default().split_whitespace().map(|word| word.trim_matches('\''));
+                let quoted_words = example.contains("--reason '");
+                assert!(quoted_words || Cli::try_parse_from(words).is_ok(), "{example} is no command");
+            }
         }
     }
 

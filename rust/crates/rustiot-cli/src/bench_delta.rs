@@ -126,8 +126,7 @@ fn measure(
     new: &Path,
 ) -> Result<Pair> {
     eprintln!("  … {title}");
-    let work =
-        tempfile::Builder::new().prefix("rustiot-delta-").tempdir().context("cannot make a directory")?;
+    let work = testbed::Scratch::new(&std::env::temp_dir(), "rustiot-delta")?;
     let len = |path: &Path| -> Result<u64> {
         Ok(std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len())
     };

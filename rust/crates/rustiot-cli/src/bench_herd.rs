@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use testbed::Scratch;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep_until};
@@ -91,11 +92,8 @@ pub fn run(context: &Context, args: &args::BenchHerd) -> Done {
     let root = std::fs::read(&root).with_context(|| format!("cannot read {}", root.display()))?;
     // What devices remember is written durably; in memory that costs nothing here.
     let memory = Path::new("/dev/shm");
-    let dir = match memory.is_dir() {
-        true => tempfile::tempdir_in(memory),
-        false => tempfile::tempdir(),
-    };
-    let dir = dir.context("cannot make a directory for the devices")?;
+    let memory = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let dir = Scratch::new(&memory, "rustiot-herd")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let http = Http::new(&rustiot_http::Settings::default())?;
     let url: Url = format!("http://{}/", server.address()).parse()?;

@@ -63,7 +63,10 @@ impl<E: Into<anyhow::Error>> From<E> for Fail {
         let why = match error.downcast_ref::<rustiot_image::Error>() {
             Some(rustiot_image::Error::Refused { .. }) => Why::Refused,
             Some(rustiot_image::Error::Board(_) | rustiot_image::Error::Request { .. }) => Why::Usage,
-            _ => Why::Failed,
+            _ => match error.downcast_ref::<testbed::Error>() {
+                Some(testbed::Error::Missing { .. }) => Why::Refused,
+                _ => Why::Failed,
+            },
         };
         Fail { why, error }
     }
@@ -72,5 +75,21 @@ impl<E: Into<anyhow::Error>> From<E> for Fail {
 impl std::fmt::Display for Fail {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:#}", self.error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    #[test]
+    fn a_program_that_is_lacking_is_a_refusal_however_deep_it_was_found() {
+        let missing = || testbed::Error::Missing { program: "qemu".into(), remedy: "install it".into() };
+        assert_eq!(Fail::from(missing()).why(), Why::Refused);
+        let deep = Err::<(), _>(missing()).context("cannot wake the machine").unwrap_err();
+        let fail = Fail::from(deep);
+        assert_eq!(fail.why(), Why::Refused);
+        assert!(fail.to_string().ends_with("there is no program qemu: install it"), "{fail}");
     }
 }

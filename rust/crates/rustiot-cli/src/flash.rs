@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek64};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{IsTerminal, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -58,7 +58,13 @@ pub fn run(image: &Path, device: &Path, yes: bool, json: bool) -> Done {
     if size < HEAD {
         return Err(Fail::usage(format!("{} is no disk image: it is too small", image.display())));
     }
-    let target = open(device, &meta)?;
+    let smallest = Smallest::beside(image);
+    if smallest.is_none() {
+        let about = image.with_extension("json");
+        let why = "so it is not known whether its board needs a larger medium than the image is";
+        eprintln!("rustiot: {} does not say what {} is, {why}", about.display(), image.display());
+    }
+    let target = open(device, &meta, smallest.as_ref())?;
     let extents = plan(&source, image, size)?;
     let written: u64 = extents.iter().map(|extent| extent.len()).sum();
     if !yes {
@@ -94,8 +100,8 @@ fn mb(bytes: u64) -> u64 {
 }
 
 /// Opens the medium if nothing uses it and the image fits; a file grows later. Changes nothing.
-fn open(device: &Path, image: &Metadata) -> Result<File, Fail> {
-    let (shown, size) = (device.display(), image.len());
+fn open(device: &Path, image: &Metadata, smallest: Option<&Smallest>) -> Result<File, Fail> {
+    let shown = device.display();
     let meta = std::fs::metadata(device)
         .map_err(|e| Fail::new(Why::Usage, anyhow!(e).context(format!("no medium at {shown}"))))?;
     let mut options = OpenOptions::new();
@@ -132,11 +138,43 @@ fn open(device: &Path, image: &Metadata) -> Result<File, Fail> {
         Fail::new(why, anyhow!(e).context(format!("cannot open {shown} for writing")))
     })?;
     let room = (&target).seek(SeekFrom::End(0)).context("no size")?;
-    if room < size && meta.file_type().is_block_device() {
+    if meta.file_type().is_block_device() {
+        fits(device, room, image.len(), smallest)?;
+    }
+    Ok(target)
+}
+
+/// What `image build` notes beside an image, as far as it matters here.
+#[derive(Debug, Deserialize)]
+struct Smallest {
+    board: String,
+    /// Bytes.
+    min_medium: u64,
+}
+
+impl Smallest {
+    /// What is noted beside `image`; an image from elsewhere has nothing there, or something else.
+    fn beside(image: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(image.with_extension("json")).ok()?).ok()
+    }
+}
+
+/// Whether a medium of `room` bytes is large enough for an image of `size` and for what its board makes of it later.
+fn fits(device: &Path, room: u64, size: u64, smallest: Option<&Smallest>) -> Done {
+    let shown = device.display();
+    if room < size {
         let (room, size) = (mb(room), mb(size));
         return Err(Fail::refused(format!("{shown} has {room} MB; the image needs {size} MB")));
     }
-    Ok(target)
+    match smallest {
+        Some(Smallest { board, min_medium }) if room < *min_medium => {
+            let (room, least) = (mb(room), mb(*min_medium));
+            let text =
+                format!("{shown} has {room} MB; board {board} needs at least {least} MB: use a larger one");
+            Err(Fail::refused(text))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether both are one file, whatever their names.
@@ -428,6 +466,24 @@ mod tests {
         }
         run(&image, &device, true, false).unwrap();
         assert_eq!(std::fs::metadata(&device).unwrap().len(), 16 * MB);
+    }
+
+    #[test]
+    fn a_medium_that_is_smaller_than_the_board_wants_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, card) = (dir.path().join("image.img"), Path::new("/dev/card"));
+        let note = |text: &str| std::fs::write(dir.path().join("image.json"), text).unwrap();
+        assert!(Smallest::beside(&image).is_none(), "an image from elsewhere");
+        note("{\"board\": \"b\"}");
+        assert!(Smallest::beside(&image).is_none(), "another kind of note");
+        note("{\"board\": \"b\", \"min_medium\": 20000000, \"version\": \"1.0.0\"}");
+        let smallest = Smallest::beside(&image);
+        let fail = fits(card, 19_999_999, 16_000_000, smallest.as_ref()).unwrap_err();
+        assert_eq!(fail.why(), Why::Refused);
+        assert!(fail.to_string().contains("has 19 MB; board b needs at least 20 MB"), "{fail}");
+        assert!(fits(card, 20_000_000, 16_000_000, smallest.as_ref()).is_ok());
+        assert!(fits(card, 16_000_000, 16_000_000, None).is_ok());
+        assert_eq!(fits(card, 15_000_000, 16_000_000, None).unwrap_err().why(), Why::Refused);
     }
 
     #[test]

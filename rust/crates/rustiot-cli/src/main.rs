@@ -28,8 +28,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    rustiot_scratch::watch_over_children();
     leave_nothing_behind();
-    match dispatch(Cli::parse().command) {
+    let done = dispatch(Cli::parse().command);
+    rustiot_scratch::not_ending();
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(fail) => fail.report(),
     }
@@ -72,7 +75,7 @@ fn context() -> Result<Context, Fail> {
     Ok(Context::new(root.unwrap_or(&here))?)
 }
 
-/// Ctrl-C and its like end the machines and remove their directories before they end us. The
+/// Ctrl-C and its like end all machines and tools and remove what they were making before they end us. The
 /// signals are blocked in every thread and waited for in one, so nothing runs in a handler.
 fn leave_nothing_behind() {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
@@ -81,7 +84,7 @@ fn leave_nothing_behind() {
     }
     std::thread::spawn(move || {
         if let Ok(signal) = signals.wait() {
-            testbed::cleanup();
+            rustiot_scratch::cleanup();
             run::restore_terminal();
             std::process::exit(128 + signal as i32);
         }

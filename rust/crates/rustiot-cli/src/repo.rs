@@ -126,6 +126,9 @@ pub struct RolloutArgs {
 #[derive(Debug, Subcommand)]
 enum Change {
     /// Set the waves
+    #[command(
+        after_help = "Example:\n  rustiot rollout set 1.2.0 canary:100%,5%+1d,50%+2d,100%+3d --repo repo"
+    )]
     Set {
         /// The release
         version: String,
@@ -136,6 +139,9 @@ enum Change {
         board: Option<String>,
     },
     /// Let nobody start for now
+    #[command(
+        after_help = "Example:\n  rustiot rollout pause 1.2.0 --reason 'a look at the reports' --repo repo"
+    )]
     Pause {
         /// The release
         version: String,
@@ -147,6 +153,7 @@ enum Change {
         board: Option<String>,
     },
     /// Withdraw the release
+    #[command(after_help = "Example:\n  rustiot rollout halt 1.2.0 --reason 'eats batteries' --repo repo")]
     Halt {
         /// The release
         version: String,
@@ -158,6 +165,7 @@ enum Change {
         board: Option<String>,
     },
     /// Go on by the waves
+    #[command(after_help = "Example:\n  rustiot rollout resume 1.2.0 --repo repo")]
     Resume {
         /// The release
         version: String,

@@ -95,7 +95,8 @@ fn detach(context: &Context, bench: &Bench, json: bool) -> Done {
     let Bench { lab, board, fixtures } = bench;
     let snapshot = fixtures.healthy(lab, board)?;
     let (name, dir) = machines::reserve(context, &board.name)?;
-    let machine = snapshot.restore_detached(Scratch::lasting(dir.clone())?)?;
+    // Until it is noted it ends with us, and its directory goes: nobody could find it.
+    let machine = snapshot.restore_detached(Scratch::adopt(dir.clone())?)?;
     let running = machines::note(&dir, &machine, &name, &board.name, A.version)?;
     machine.detach();
     let key = lab.ssh_key()?.private;

@@ -38,9 +38,9 @@ struct Tally {
 impl Tally {
     fn say(&self, text: &str) {
         if self.json {
-            eprintln!("{text}");
+            rustiot_image::above_progress(|| eprintln!("{text}"));
         } else {
-            println!("{text}");
+            rustiot_image::above_progress(|| println!("{text}"));
         }
     }
 
@@ -145,8 +145,8 @@ fn promises(
     let machines = std::thread::available_parallelism().map_or(1, usize::from);
     let json = args.json.json;
     let told = move |report: &Report| match serde_json::to_string(report) {
-        Ok(line) if json => println!("{line}"),
-        _ => println!("{}", report.line()),
+        Ok(line) if json => rustiot_image::above_progress(|| println!("{line}")),
+        _ => rustiot_image::above_progress(|| println!("{}", report.line())),
     };
     let fixtures = Fixtures::new(true);
     for report in rustiot_lab::run(lab, &fixtures, chosen, args.jobs.unwrap_or(machines), short, &told) {

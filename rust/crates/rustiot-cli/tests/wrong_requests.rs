@@ -185,6 +185,9 @@ fn a_medium_that_is_too_small_is_told_before_anything_is_written() {
     let image = image.to_string_lossy().into_owned();
     let result = std::panic::catch_unwind(|| {
         clone.refused(&["flash", &image, &device, "--yes"], 3, &[&device, "has 4 MB", "needs 8 MB"]);
+        fs::write(clone.path("tiny.json"), r#"{"board": "toaster", "min_medium": 8000000}"#).unwrap();
+        fs::File::create(clone.path("tiny.img")).unwrap().set_len(2 << 20).unwrap();
+        clone.refused(&["flash", "tiny.img", &device, "--yes"], 3, &["toaster needs at least 8 MB"]);
         clone.refused(&["flash", "small.img", &device, "--yes"], 2, &[&device, "is the image itself"]);
     });
     let detached = Command::new("losetup").args(["--detach", &device]).status().unwrap();

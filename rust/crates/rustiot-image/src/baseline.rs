@@ -15,6 +15,7 @@ use crate::packages::Packages;
 use crate::root::{Verity, copy_over, copy_tree};
 use crate::toolbox::{Toolbox, debian};
 use rustiot_board::{Board, Content, LoaderKind, Size, SlotName};
+use rustiot_scratch::Scratch;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -207,10 +208,7 @@ impl Baseline {
     ) -> Result<(), Error> {
         crate::context::step(progress, "disk of a stock Debian", || {
             let parent = out.parent().ok_or_else(|| content(out, "is no file in a directory"))?;
-            let work = tempfile::Builder::new()
-                .prefix(".stock-")
-                .tempdir_in(parent)
-                .at("create a directory in", parent)?;
+            let work = Scratch::new(parent, ".stock")?;
             let conf = Stock::load(&ctx.conf("bench/packages.toml"))?;
             let mut layout = image.layout.clone();
             layout.partitions.retain(|p| p.slot == Some(SlotName::A) || (p.content == Content::UbootEnv));
@@ -315,8 +313,7 @@ fn stock_boot(
     out: &Path,
 ) -> Result<(), Error> {
     let parent = out.parent().ok_or_else(|| content(out, "is no file in a directory"))?;
-    let work =
-        tempfile::Builder::new().prefix(".boot-").tempdir_in(parent).at("create a directory in", parent)?;
+    let work = Scratch::new(parent, ".boot")?;
     let cmdline = format!("{} {words}", image.cmdline);
     let parts = Parts { kernel: &image.kernel, initramfs, cmdline: &cmdline, version: &image.version };
     match (&image.board.boot.loader, &image.board.boot.uefi) {
@@ -388,7 +385,7 @@ pub fn archive_sizes(toolbox: &Toolbox, path: &Path) -> Result<ArchiveSizes, Err
     };
     let whole =
         format!("{{ head -c {plain} \"$1\"; tail -c +{} \"$1\" | {unpack}; }}", plain.saturating_add(1));
-    let work = tempfile::tempdir().at("create", "a temporary directory")?;
+    let work = Scratch::new(&std::env::temp_dir(), "rustiot-archive")?;
     let file = work.path().join("unpacked.cpio");
     let run = |script: &str| {
         let args = ["-c".as_ref(), script.as_ref(), "sh".as_ref(), path.as_os_str(), file.as_os_str()];

@@ -9,6 +9,7 @@ use crate::image::Image;
 use crate::keys::Signer;
 use crate::root::EPOCH;
 use crate::toolbox::Toolbox;
+use rustiot_scratch::Scratch;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -44,8 +45,7 @@ pub fn bundle(
 fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path) -> Result<(), Error> {
     output_file(out)?;
     let (dir, out) = destination(out)?;
-    let work =
-        tempfile::Builder::new().prefix(".bundle-").tempdir_in(&dir).at("create a directory in", &dir)?;
+    let work = Scratch::new(&dir, ".rustiot-bundle")?;
     let content = work.path().join("content");
     fs::create_dir(&content).at("create", &content)?;
     for (from, to) in [(&image.boot, "boot.img"), (&image.root, "root.img")] {
@@ -154,7 +154,8 @@ mod tests {
     #[test]
     fn a_bundle_replaces_a_file_and_never_a_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let (made, file, other) = (dir.path().join("made"), dir.path().join("file"), dir.path().join("other"));
+        let (made, file, other) =
+            (dir.path().join("made"), dir.path().join("file"), dir.path().join("other"));
         write(&made, "new").unwrap();
         write(&file, "old").unwrap();
         fs::create_dir(&other).unwrap();

@@ -5,6 +5,7 @@
 use crate::context::{Context, Progress};
 use crate::error::{At, Error, refused};
 use rustiot_board::Size;
+use rustiot_scratch::Scratch;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -104,9 +105,10 @@ pub(crate) fn stage(
     let work = shelf.join(format!(".{key}.work"));
     remove(&work)?;
     require_room(&shelf, room, title)?;
-    fs::create_dir(&work).at("create", &work)?;
-    build(&work)?;
-    publish(&work, &done)?;
+    let work = Scratch::adopt(work)?;
+    build(work.path()).inspect_err(|_| progress.gave_up(title))?;
+    publish(work.path(), &done)?;
+    drop(work);
     prune(&shelf, &done)?;
     progress.end(title, started.elapsed(), false);
     Ok(done)
@@ -195,7 +197,10 @@ mod tests {
             Err(crate::error::refused("no", "yes"))
         });
         assert!(fails.is_err());
-        assert!(!dir.path().join("kind/k").exists());
+        assert!(!dir.path().join("kind/k").exists() && !dir.path().join("kind/.k.work").exists());
+        // As one leaves it that was killed hard.
+        fs::create_dir(dir.path().join("kind/.k.work")).unwrap();
+        write(&dir.path().join("kind/.k.work/half"), "x").unwrap();
         let made = stage(&ctx, &Silent, ("kind", "title", 0), "k", |work| {
             assert!(!work.join("half").exists(), "leftovers are gone");
             write(&work.join("whole"), "x")

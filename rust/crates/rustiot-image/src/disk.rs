@@ -4,11 +4,12 @@
 use crate::boot::fat;
 use crate::cache::write;
 use crate::context::{Context, Progress, step};
-use crate::error::{At, Error, content, output_file, refused};
+use crate::error::{At, Error, content, output_file};
 use crate::fit;
 use crate::image::Image;
 use crate::toolbox::Toolbox;
 use rustiot_board::{Board, Content, Layout, Partition, Size, SlotName};
+use rustiot_scratch::Scratch;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -89,8 +90,7 @@ fn create(
     }
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).at("create", parent)?;
-    let work =
-        tempfile::Builder::new().prefix(".disk-").tempdir_in(parent).at("create a directory in", parent)?;
+    let work = Scratch::new(parent, ".rustiot-disk")?;
     let dir = work.path().canonicalize().at("find", work.path())?;
     let toolbox = toolbox.clone().with_path(&dir);
     let raw = dir.join("disk.img");
@@ -221,25 +221,6 @@ fn place_file(source: &Path, raw: &Path, place: &Place<'_>) -> Result<(), Error>
             to.write_all(data).at("write", raw)?;
         }
     }
-}
-
-/// Refuses a medium of `bytes` that the image cannot be written to.
-///
-/// # Errors
-/// It is smaller than the board's smallest medium.
-pub fn check_medium(image: &Image, bytes: u64) -> Result<(), Error> {
-    if bytes < image.board.storage.min_medium.bytes() {
-        return Err(refused(
-            format!(
-                "the medium has {}, board {} needs at least {}",
-                Size::from_bytes(bytes),
-                image.board.name,
-                image.board.storage.min_medium
-            ),
-            "use a larger one",
-        ));
-    }
-    Ok(())
 }
 
 /// The rule that a layout is checked for, on a finished image: each slot's boot and root content lies in partitions of

@@ -19,6 +19,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A scratch directory could not be made.
+    #[error(transparent)]
+    Scratch(#[from] rustiot_scratch::Error),
     /// A program could not be started.
     #[error("cannot run {program}")]
     Start {
@@ -113,9 +116,10 @@ pub(crate) fn wrong(problem: impl Into<String>, remedy: impl Into<String>) -> Er
 /// A directory (or a device) is there.
 pub fn output_file(out: &Path) -> Result<(), Error> {
     match std::fs::metadata(out) {
-        Ok(there) if there.is_dir() => {
-            Err(wrong(format!("{} is a directory", out.display()), "name the file to write, in it or elsewhere"))
-        }
+        Ok(there) if there.is_dir() => Err(wrong(
+            format!("{} is a directory", out.display()),
+            "name the file to write, in it or elsewhere",
+        )),
         Ok(there) if !there.is_file() => {
             Err(wrong(format!("{} is no file", out.display()), "name the file to write"))
         }
@@ -129,9 +133,10 @@ pub fn output_file(out: &Path) -> Result<(), Error> {
 /// Something else is there, or in the place of a directory above it.
 pub fn output_dir(out: &Path) -> Result<(), Error> {
     match out.ancestors().find(|dir| std::fs::symlink_metadata(dir).is_ok()) {
-        Some(there) if !there.is_dir() => {
-            Err(wrong(format!("{} is no directory", there.display()), "name a directory, there or to be made"))
-        }
+        Some(there) if !there.is_dir() => Err(wrong(
+            format!("{} is no directory", there.display()),
+            "name a directory, there or to be made",
+        )),
         _ => Ok(()),
     }
 }

@@ -7,6 +7,7 @@
 
 use rustiot_board::{Arch, Board, Uboot};
 use rustiot_loader::env::Env;
+use rustiot_scratch::Scratch;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -332,14 +333,19 @@ pub fn write_own_env(templates: &Path, board: &Board, out: &Path) -> Result<(), 
     )?;
     // In one step: machines that run have the old file open.
     let dir = out.parent().unwrap_or(Path::new("."));
-    tempfile::NamedTempFile::new_in(dir)
-        .and_then(|mut file| {
-            file.write_all(&block)?;
-            file.as_file().set_len(own.chip.bytes())?;
-            file.persist(out).map_err(|failed| failed.error)
-        })
-        .map(drop)
-        .map_err(|source| Error::File { path: out.into(), source })
+    let failed = |source| Error::File { path: out.into(), source };
+    let work = Scratch::new(dir, ".flash").map_err(|error| failed(error.source))?;
+    let made = work.file("flash.img");
+    let file = std::fs::File::create(&made).and_then(|mut file| {
+        file.write_all(&block)?;
+        file.set_len(own.chip.bytes())
+    });
+    file.and_then(|()| publish(&made, out)).map_err(failed)
+}
+
+#[expect(clippy::disallowed_methods, reason = "a build product: a build that is cut short starts over")]
+fn publish(made: &Path, out: &Path) -> std::io::Result<()> {
+    std::fs::rename(made, out)
 }
 
 fn uboot(board: &Board) -> Result<&Uboot, Error> {

@@ -10,6 +10,7 @@ use crate::root::{self, Inputs, Verity};
 use crate::toolbox::Toolbox;
 use crate::{boot, root::PackageSize};
 use rustiot_board::{Board, Kernel, Layout, Size};
+use rustiot_scratch::Scratch;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -255,10 +256,7 @@ pub fn verify(
     step(progress, "the same once more, to compare", || {
         let silent = &Silent;
         let base = Base::ensure(ctx, toolbox, image.board.arch, request.dev, silent)?;
-        let work = tempfile::Builder::new()
-            .prefix(".verify-")
-            .tempdir_in(ctx.cache())
-            .at("create a directory in", ctx.cache())?;
+        let work = Scratch::new(ctx.cache(), ".verify")?;
         let board = &image.board;
         Inputs { ctx, toolbox, base: &base, programs: &image.programs, board, request }
             .create(work.path())?;
@@ -343,6 +341,8 @@ pub fn write_manifest(image: &Image, path: &Path) -> Result<(), Error> {
         compatible: &'a str,
         cmdline: &'a str,
         root_hash: &'a str,
+        /// The board's smallest medium, bytes.
+        min_medium: u64,
         sizes: Sizes,
     }
     let manifest = Manifest {
@@ -351,6 +351,7 @@ pub fn write_manifest(image: &Image, path: &Path) -> Result<(), Error> {
         compatible: &image.board.compatible,
         cmdline: &image.cmdline,
         root_hash: &image.verity.root_hash,
+        min_medium: image.board.storage.min_medium.bytes(),
         sizes: image.sizes,
     };
     write_json(path, &manifest)

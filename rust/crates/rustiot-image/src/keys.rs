@@ -3,6 +3,7 @@
 
 use crate::error::{At, Error, refused};
 use crate::toolbox::Toolbox;
+use rustiot_scratch::Scratch;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -78,9 +79,9 @@ fn create_alone(toolbox: &Toolbox, dir: &Path) -> Result<(), Error> {
     // Made beside and moved in, so that an interrupted run leaves no half CA.
     let toolbox = &toolbox.clone().with_path(dir);
     let work = work(dir)?;
-    let config = work.join("openssl.cnf");
+    let config = work.file("openssl.cnf");
     crate::cache::write(&config, OPENSSL)?;
-    let at = |name: &str| work.join(name).to_string_lossy().into_owned();
+    let at = |name: &str| work.file(name).to_string_lossy().into_owned();
     let openssl = |args: &[&str]| toolbox.run("openssl", args).map(|_| ());
     for name in ["dev-ca", "dev-signing"] {
         openssl(&[
@@ -142,12 +143,12 @@ fn create_alone(toolbox: &Toolbox, dir: &Path) -> Result<(), Error> {
     ])?;
     // The certificate of the CA comes last: with it the set is complete.
     for name in ["dev-ca.key.pem", "dev-signing.key.pem", "dev-signing.cert.pem", "dev-ca.cert.pem"] {
-        let from = work.join(name);
+        let from = work.file(name);
         let mode = if name.ends_with(".key.pem") { 0o600 } else { 0o644 };
         fs::set_permissions(&from, fs::Permissions::from_mode(mode)).at("set the mode of", &from)?;
         fs::hard_link(&from, dir.join(name)).at("move into place", dir.join(name))?;
     }
-    crate::cache::remove(&work)
+    Ok(())
 }
 
 const OPENSSL: &str = "[req]\ndistinguished_name = dn\n[dn]\n\
@@ -178,13 +179,12 @@ pub fn ssh_key(toolbox: &Toolbox, dir: &Path) -> Result<SshKey, Error> {
         }
         // Made beside and moved in, as the CA is: the private half last, so that a half is only ever the public one.
         let work = work(dir)?;
-        let made = work.join("dev-ssh");
+        let made = work.file("dev-ssh");
         let args = ["-q", "-t", "ed25519", "-N", "", "-C", "rustiot-development", "-f"].map(OsStr::new);
         let args = args.into_iter().chain([made.as_os_str()]);
         toolbox.clone().with_path(dir).run("ssh-keygen", args)?;
-        fs::copy(work.join("dev-ssh.pub"), &public).at("write", &public)?;
+        fs::copy(work.file("dev-ssh.pub"), &public).at("write", &public)?;
         fs::hard_link(&made, &private).at("move into place", &private)?;
-        crate::cache::remove(&work)?;
     }
     let line = fs::read_to_string(&public).at("read", &public)?;
     Ok(SshKey { private, public: line.trim().to_owned() })
@@ -205,11 +205,8 @@ fn private_dir(dir: &Path) -> Result<(), Error> {
 }
 
 /// An empty directory in `dir` to make keys in.
-fn work(dir: &Path) -> Result<PathBuf, Error> {
-    let work = dir.join(".rustiot-new-keys");
-    crate::cache::remove(&work)?;
-    private_dir(&work)?;
-    Ok(work)
+fn work(dir: &Path) -> Result<Scratch, Error> {
+    Ok(Scratch::new(dir, ".rustiot-new-keys")?)
 }
 
 #[cfg(test)]
@@ -236,7 +233,10 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         crate::cache::write(&dir.path().join("dev-ssh"), "precious").unwrap();
         let error = ssh_key(&Toolbox::of_nothing(), dir.path()).unwrap_err();
-        assert!(matches!(error, Error::Refused { .. }) && error.to_string().contains("ssh-keygen -y"), "{error}");
+        assert!(
+            matches!(error, Error::Refused { .. }) && error.to_string().contains("ssh-keygen -y"),
+            "{error}"
+        );
         assert_eq!(fs::read_to_string(dir.path().join("dev-ssh")).unwrap(), "precious");
         assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o755);
     }

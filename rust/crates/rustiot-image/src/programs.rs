@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Crates that only a workstation runs: they are no input of the device's programs.
-const WORKSTATION: [&str; 3] = ["rustiot-image", "rustiot-lab", "rustiot-cli"];
+const WORKSTATION: [&str; 4] = ["rustiot-image", "rustiot-lab", "rustiot-cli", "rustiot-scratch"];
 
 /// The device's programs, stripped: [`Programs::build`].
 #[derive(Clone, Debug)]

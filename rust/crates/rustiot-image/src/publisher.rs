@@ -3,6 +3,7 @@
 
 use crate::toolbox::Toolbox;
 use rustiot_repository::publish::Tool;
+use rustiot_scratch::Scratch;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -40,7 +41,7 @@ impl Tool for BundleTools {
         // RAUC takes a relative one from the directory of its configuration.
         let keyring = self.keyring.canonicalize().map_err(|error| error.to_string())?;
         // As a device checks it (conf/rauc/system.conf.in): without this RAUC wants certificates for e-mail.
-        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let dir = Scratch::new(&std::env::temp_dir(), "rustiot-verify").map_err(|error| error.to_string())?;
         let config = dir.path().join("system.conf");
         let text = format!(
             "[system]\ncompatible=any\nbootloader=noop\n\n[keyring]\npath={}\ncheck-purpose=codesign\n\

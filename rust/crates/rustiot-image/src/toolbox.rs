@@ -44,6 +44,9 @@ const ENVIRONMENT: [(&str, &str); 5] = [
 /// Passed as environment and never as arguments, which everybody can read in the list of processes.
 const TOKEN: [&str; 4] = ["RAUC_PKCS11_MODULE", "RAUC_PKCS11_PIN", "SOFTHSM2_CONF", "P11_KIT_SERVER_ADDRESS"];
 
+/// The exit code of the shell and of `env` where the program is not there.
+const NOT_FOUND: i32 = 127;
+
 /// A toolbox that is ready.
 #[derive(Clone)]
 pub struct Toolbox {
@@ -132,7 +135,7 @@ impl Toolbox {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        output(program, self.command(program).args(args))
+        self.found(program, output(program, self.command(program).args(args)))
     }
 
     /// As [`Toolbox::run`], with the clock of reproducible builds.
@@ -141,7 +144,26 @@ impl Toolbox {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        output(program, self.command("env").arg(format!("SOURCE_DATE_EPOCH={epoch}")).arg(program).args(args))
+        let mut command = self.command("env");
+        command.arg(format!("SOURCE_DATE_EPOCH={epoch}")).arg(program).args(args);
+        self.found(program, output(program, &mut command))
+    }
+
+    /// A program that is not there is another failure than one that fails: the toolbox is not what it was.
+    fn found<T>(&self, program: &str, done: Result<T, Error>) -> Result<T, Error> {
+        match done {
+            Err(Error::Program { status, output, .. }) if status.code() == Some(NOT_FOUND) => {
+                let said = output.lines().last().unwrap_or_default();
+                Err(refused(format!("the toolbox has no {program} ({said})"), self.remedy()))
+            }
+            other => other,
+        }
+    }
+
+    /// What a person does where the toolbox lacks a program.
+    pub fn remedy(&self) -> String {
+        let dir = self.root.parent().unwrap_or(&self.root);
+        format!("remove the toolbox {}, the next start builds it again", dir.display())
     }
 }
 
@@ -176,7 +198,10 @@ pub(crate) fn debian(
     progress: &dyn Progress,
 ) -> Result<(), Error> {
     let mirror = Mirror::discover(Path::new("/etc/apt"))?;
-    let mut command = Command::new("mmdebstrap");
+    // It mounts /dev and /proc in the new chroot. In a namespace of its own these are gone when it is, even if it was
+    // killed, and can never be taken for a part of the chroot when that is removed.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "--", "mmdebstrap"]);
     if let Err(e) = Command::new("mmdebstrap").arg("--version").output()
         && e.kind() == std::io::ErrorKind::NotFound
     {
@@ -260,8 +285,26 @@ mod tests {
     #[test]
     fn commands_see_a_relative_path_where_it_is_and_not_glued_to_the_root() {
         let here = std::env::current_dir().unwrap();
-        let toolbox = ["keys", "", "/abs"].iter().fold(Toolbox::of_nothing(), |t, p| t.with_path(Path::new(p)));
+        let toolbox =
+            ["keys", "", "/abs"].iter().fold(Toolbox::of_nothing(), |t, p| t.with_path(Path::new(p)));
         assert_eq!(toolbox.binds, [here.join("keys"), here.clone(), "/abs".into()]);
+    }
+
+    #[test]
+    fn a_program_that_the_toolbox_lacks_is_named_with_the_way_to_get_it() {
+        // This machine itself as a toolbox, entered in the real way; that needs root.
+        let toolbox = Toolbox { root: "/".into(), ..Toolbox::of_nothing() };
+        let toolbox = toolbox.with_variable("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        if let Err(error) = toolbox.run("true", [""; 0]) {
+            return println!("skipped: cannot enter a chroot here: {error}");
+        }
+        for run in [toolbox.run("no-such-qemu", [""; 0]), toolbox.run_at(0, "no-such-qemu", [""; 0])] {
+            let error = run.unwrap_err();
+            assert!(matches!(error, Error::Refused { .. }), "{error}");
+            let error = error.to_string();
+            assert!(error.contains("no no-such-qemu") && error.contains("remove the toolbox"), "{error}");
+        }
+        assert!(matches!(toolbox.run("false", [""; 0]).unwrap_err(), Error::Program { .. }));
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Device for Machine {
 
     fn ledger(&self) -> Result<Record> {
         // The device's own files rather than a command's view of them: nothing is left out.
-        let copy = tempfile::tempdir().context("cannot make a directory")?;
+        let copy = testbed::Scratch::new(&std::env::temp_dir(), "rustiot-ledger")?;
         for name in ["ledger.0", "ledger.1"] {
             if let Ok(bytes) = self.get(&format!("/state/boot/{name}"), COMMAND) {
                 std::fs::write(copy.path().join(name), bytes).context("cannot copy the ledger")?;

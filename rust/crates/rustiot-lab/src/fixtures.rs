@@ -6,7 +6,7 @@ use crate::lab::Lab;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_board::{Arch, Board};
 use rustiot_image::keys::{self, Signer};
-use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Progress, Request, Silent};
+use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Plain, Progress, Request, Silent};
 use rustiot_repository::publish::{Repository, Settings};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use testbed::writelog::Random;
-use testbed::{Disk, FileServer, Off, Snapshot};
+use testbed::{Disk, FileServer, Off, Scratch, Snapshot};
 
 /// The medium that lab machines have: more than the image, so that `data` has room to grow. Bytes.
 const MEDIUM: u64 = 2 << 30;
@@ -72,13 +72,18 @@ struct Built;
 
 impl Progress for Built {
     fn begin(&self, step: &str) {
-        eprintln!("  … {step}");
+        Plain.begin(step);
     }
-    fn line(&self, _: &str) {}
+    fn line(&self, text: &str) {
+        Plain.line(text);
+    }
     fn end(&self, step: &str, took: Duration, cached: bool) {
         if !cached {
-            eprintln!("  ✓ {step}: built, {:.1} s", took.as_secs_f64());
+            Plain.end(step, took, cached);
         }
+    }
+    fn gave_up(&self, step: &str) {
+        Plain.gave_up(step);
     }
 }
 
@@ -119,7 +124,7 @@ impl Fixtures {
             // Devices of the lab have the bundle itself for the other way: it need not be compressed.
             let settings = Settings { full_way: false, bundle_way: true, ..Settings::default() };
             std::fs::create_dir_all(lab.keys()).context("cannot make the directory of keys")?;
-            let new = tempfile::tempdir_in(lab.keys()).context("cannot make a repository")?;
+            let new = Scratch::new(&lab.keys(), ".new-repository")?;
             drop(Repository::init(new.path(), settings, now())?);
             match std::fs::rename(new.path(), &dir) {
                 // Another command has made one at the same time.
@@ -147,7 +152,7 @@ impl Fixtures {
         let request = self.request(lab, board, release)?;
         // The same twice at once would be built twice.
         self.once(&format!("image {} {}", board.name, release.name), || {
-            let overlay = tempfile::tempdir_in(lab.context.cache()).context("cannot make an overlay")?;
+            let overlay = Scratch::new(lab.context.cache(), ".overlay")?;
             for file in release.files {
                 match file {
                     File::Built(path, source) => compile(lab, board, source, &overlay.path().join(path))?,

@@ -39,7 +39,8 @@ impl Lab {
     /// How programs of the toolbox are started.
     pub fn tools(&self) -> Tools {
         let toolbox = self.toolbox.clone();
-        Tools::new(move |program| toolbox.command(program))
+        let remedy = toolbox.remedy();
+        Tools::new(move |program| toolbox.command(program)).with_remedy(&remedy)
     }
 
     /// The machine that plays `board`.
