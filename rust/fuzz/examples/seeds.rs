@@ -7,8 +7,19 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
-    for (target, name, bytes) in gpts()?.into_iter().chain(leases()?).chain(logs()?).chain(deltas()?).chain(indexes()?)
-    {
+    let groups = [
+        gpts()?,
+        grown()?,
+        superblocks(),
+        leases()?,
+        logs()?,
+        deltas()?,
+        indexes()?,
+        files()?,
+        texts(),
+        edits(),
+    ];
+    for (target, name, bytes) in groups.into_iter().flatten() {
         let dir = corpus.join(target);
         std::fs::create_dir_all(&dir)?;
         std::fs::write(dir.join(format!("seed-{name}")), bytes)?;
@@ -63,6 +74,119 @@ fn disk(used: u8, entry_bytes: u32) -> Vec<u8> {
         disk[to..to + 2048].copy_from_slice(&table);
     }
     disk
+}
+
+/// As in `fuzz_targets/provision_gpt.rs`: tables with `state` and `data` for a medium of 2 MiB: both, the primary alone as on
+/// one that is larger than the image, the backup alone.
+fn grown() -> Result<Vec<Seed>, Box<dyn Error>> {
+    use rustiot_provision::gpt::{Read, grow};
+    struct Medium(Vec<u8>);
+    impl Read for Medium {
+        fn read(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
+            self.0.get(offset as usize..offset as usize + length).map(<[u8]>::to_vec)
+        }
+    }
+    const SECTORS: usize = 128 + 255 * 16;
+    let mut entries = vec![0; 512];
+    for (number, (name, first, last)) in [("state", 40u64, 49u64), ("data", 50, 99)].into_iter().enumerate() {
+        let entry = &mut entries[number * 128..][..128];
+        entry[..32].fill(number as u8 + 1);
+        entry[32..40].copy_from_slice(&first.to_le_bytes());
+        entry[40..48].copy_from_slice(&last.to_le_bytes());
+        for (at, unit) in name.encode_utf16().enumerate() {
+            entry[56 + 2 * at..58 + 2 * at].copy_from_slice(&unit.to_le_bytes());
+        }
+    }
+    let header = |lba: u64, other: u64, table: u64| {
+        let mut header = vec![0; 512];
+        header[..8].copy_from_slice(b"EFI PART");
+        header[8..16].copy_from_slice(&[0, 0, 1, 0, 92, 0, 0, 0]);
+        for (at, value) in [(24, lba), (32, other), (40, 3), (48, 120), (72, table)] {
+            header[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        header[80..84].copy_from_slice(&4u32.to_le_bytes());
+        header[84..88].copy_from_slice(&128u32.to_le_bytes());
+        header[88..92].copy_from_slice(&crc32fast::hash(&entries).to_le_bytes());
+        let crc = crc32fast::hash(&header[..92]);
+        header[16..20].copy_from_slice(&crc.to_le_bytes());
+        header
+    };
+    let last = SECTORS as u64 - 1;
+    let front = [header(1, last, 2), entries.clone()].concat();
+    let back = [entries.clone(), header(last, 1, last - 1)].concat();
+    let gone = vec![0; 1024];
+    let mut seeds = Vec::new();
+    for (name, front, back) in [("whole", &front, &back), ("larger", &front, &gone), ("backup", &gone, &back)]
+    {
+        let mut disk = vec![0; SECTORS * 512];
+        disk[512..1536].copy_from_slice(front);
+        disk[SECTORS * 512 - 1024..].copy_from_slice(back);
+        let plan = grow(&Medium(disk), SECTORS as u64 * 512, 512, "data")?;
+        assert_eq!((plan.partition.length, plan.writes.is_empty()), ((4096 - 50) * 512, false), "{name}");
+        seeds.push(("provision_gpt", name.to_owned(), [&[255, 0][..], front, back].concat()));
+    }
+    Ok(seeds)
+}
+
+/// A superblock in each state.
+fn superblocks() -> Vec<Seed> {
+    use rustiot_provision::superblock::{Found, look};
+    let mut seeds = Vec::new();
+    for (name, state, label) in [("clean", 1, "data"), ("errors", 3, "state"), ("unfinished", 1, "data-new")]
+    {
+        let mut bytes = vec![0; 2048];
+        bytes[1080..1083].copy_from_slice(&[0x53, 0xef, state]);
+        bytes[1144..1144 + label.len()].copy_from_slice(label.as_bytes());
+        assert!(matches!(look(&bytes), Found::Ext4 { .. }), "{name}");
+        seeds.push(("superblock", name.to_owned(), bytes));
+    }
+    seeds
+}
+
+/// A file of each form.
+fn files() -> Result<Vec<Seed>, Box<dyn Error>> {
+    let report: &[u8] =
+        br#"{"slot": "a", "boot_id": "b", "reset": {"reason": "watchdog", "pstore_tail": ["x"]}}"#;
+    rustiot_slots::parse_boot_report(report)?;
+    let transaction =
+        rustiot_update::Transaction::new(rustiot_update::Request::default(), 1_800_000_000, "boot");
+    let id = b"0123456789abcdef0123456789abcdef\n";
+    rustiot_init::identity::parse(id).ok_or("no machine id")?;
+    let (uevent, size) =
+        ("MAJOR=254\nMINOR=2\nDEVNAME=vda2\nDEVTYPE=partition\nPARTN=2\nPARTNAME=boot-a\n", "2048\n");
+    rustiot_init::disk::parse_uevent(uevent, size).ok_or("no partition")?;
+    let record = b"6,339,5140900,-;NET: Registered\n SUBSYSTEM=net\n";
+    rustiot_init::rescue::kmsg_line(record).ok_or("no record")?;
+    let seeds = [
+        ("report", report.to_vec()),
+        ("transaction", serde_json::to_vec(&transaction)?),
+        ("machine-id", id.to_vec()),
+        ("uevent", format!("{uevent}\0{size}").into_bytes()),
+        ("kmsg", record.to_vec()),
+    ];
+    Ok(seeds.into_iter().map(|(name, bytes)| ("device_files", name.to_owned(), bytes)).collect())
+}
+
+/// RAUC's words for a file and a URL.
+fn texts() -> Vec<Seed> {
+    let texts = [
+        ("file", "/x\0Invalid bundle format: Signature size (9) exceeds bundle size"),
+        ("large", "/x\0Invalid bundle format: Signature size (70000) exceeds 64KiB"),
+        ("signature", "/x\0signature verification failed: Verify error: certificate has expired"),
+        ("url", "http://h/x\0Failed to stream bundle http://h/x: not found: unexpected HTTP error code 404"),
+        ("read", "http://h/x\0Installation error: Failed to copy data: Input/output error"),
+    ];
+    texts.into_iter().map(|(name, text)| ("rauc_text", name.to_owned(), text.into())).collect()
+}
+
+/// As in `fuzz_targets/tuf.rs`: an edit of each file that changes nothing, and a word in the middle of each.
+fn edits() -> Vec<Seed> {
+    (0..10u8)
+        .flat_map(|file| {
+            [("nothing", vec![file, 0, 0, 0, 0]), ("word", vec![file, 60, 0, 4, 0, b'n', b'u', b'l', b'l'])]
+                .map(|(name, edit)| ("tuf", format!("{name}-{file}"), edit))
+        })
+        .collect()
 }
 
 /// Talks of a server with the client of the target, a packet in each 600 bytes.
@@ -153,7 +277,9 @@ fn deltas() -> Result<Vec<Seed>, Box<dyn Error>> {
     new[1000..1100].fill(9);
     new.splice(50_000..50_000, [3; 333]);
     let mut seeds = Vec::new();
-    for (name, sources) in [("from-old", vec![rustiot_delta::Source { name: "root", bytes: &old }]), ("full", vec![])] {
+    for (name, sources) in
+        [("from-old", vec![rustiot_delta::Source { name: "root", bytes: &old }]), ("full", vec![])]
+    {
         let mut delta = Vec::new();
         rustiot_delta::encode(&new, &sources, &rustiot_delta::Options::default(), &mut delta, &|_| {})?;
         let opened = rustiot_delta::Delta::open(delta.as_slice())?;

@@ -302,6 +302,7 @@ fn nonce() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::io::{BufRead, BufReader};
 
     const LONG: Duration = Duration::from_secs(60);
@@ -422,5 +423,21 @@ mod tests {
         let agent = Agent { stream: Mutex::new(ours) };
         let error = agent.ready(LONG).unwrap_err();
         assert!(!error.is_timeout(), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_command_printed_comes_back_and_anything_else_is_no_success(
+            printed in proptest::collection::vec(any::<u8>(), 0..60), code: i32, text in ".{0,20}",
+            odd in prop_oneof![Just(json!(null)), Just(json!("1")), Just(json!(i64::MAX)), Just(json!(0.5))],
+        ) {
+            let state = json!({"exited": true, "exitcode": code, "out-data": BASE64.encode(&printed)});
+            prop_assert_eq!(&decode(&state, "out-data"), &printed);
+            let stdout = String::from_utf8_lossy(&printed).into_owned();
+            prop_assert_eq!(output(&state), Output { status: code, stdout, stderr: String::new() });
+            let state = json!({"exitcode": odd, "signal": odd, "out-data": text, "err-data": odd});
+            prop_assert!(!output(&state).ok());
+            prop_assert_eq!(decode(&state, "out-data"), BASE64.decode(&text).unwrap_or_default());
+        }
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow};
 use rustiot_image::{Context, Plain, Programs, Silent, Toolbox};
 use rustiot_lab::{Fixtures, Lab, Outcome, Report, tests};
 use serde_json::json;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -101,8 +101,13 @@ pub fn run(context: &Context, args: &args::Test) -> Done {
     if args.only.is_empty() {
         // The machines' programs take minutes on one processor at their end: that goes beside the tests of the code.
         std::thread::scope(|scope| {
-            scope.spawn(|| build_ahead(context, boards.first()));
-            code(context, quick, &mut tally)
+            let ahead = scope.spawn(|| build_ahead(context, boards.first()));
+            code(context, quick, &mut tally)?;
+            let began = Instant::now();
+            let programs = ahead.join().unwrap_or_else(|_| Err("the build of them panicked".into()));
+            let verdict = shipped(&context.repo().join("rust"), programs);
+            tally.one("rustiot-init as it ships is static and small", verdict, began);
+            anyhow::Ok(())
         })?;
     }
     tally.heading(&match quick {
@@ -127,11 +132,35 @@ pub fn run(context: &Context, args: &args::Test) -> Done {
 }
 
 /// Builds the toolbox and the programs of the first board's devices into the cache. What fails here fails again where
-/// it is needed, and is told there.
-fn build_ahead(context: &Context, board: Option<&rustiot_board::Board>) {
-    if let (Some(board), Ok(toolbox)) = (board, Toolbox::ensure(context, &Silent)) {
-        let _ = Programs::build(context, &toolbox, board.arch, &Silent);
+/// it is needed, and is told there in full; here in one line.
+fn build_ahead(context: &Context, board: Option<&rustiot_board::Board>) -> Result<Programs, String> {
+    let board = board.ok_or("there is no board")?;
+    let built = Toolbox::ensure(context, &Silent)
+        .and_then(|toolbox| Programs::build(context, &toolbox, board.arch, &Silent));
+    built.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())
+}
+
+/// The one unit test that wants a program as devices get it. The others do not wait for that, and do not run it.
+const SHIPPED: &str = "the_shipped_program_is_small_and_static";
+
+/// Shows the program of the initramfs to its test.
+fn shipped(rust: &Path, programs: Result<Programs, String>) -> Result<Verdict> {
+    let programs = match programs {
+        Ok(programs) => programs,
+        Err(why) => return Ok(Verdict::Skipped(format!("the device's programs were not built: {why}"))),
+    };
+    let mut cargo = Command::new("cargo");
+    cargo.args(["test", "--quiet", "-p", "rustiot-init", "--test", "binary", "--", "--exact", SHIPPED]);
+    cargo.env("CARGO_TARGET_DIR", target(rust)).env("RUSTIOT_INIT_BINARY", &programs.init).current_dir(rust);
+    let output = cargo.stdin(Stdio::null()).output().context("cannot run cargo test")?;
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    // One that no longer has that name would pass as well.
+    let ran = text.lines().find_map(result_line).is_some_and(|count| count.passed == 1);
+    if output.status.success() && ran {
+        return Ok(Verdict::Passed);
     }
+    Err(anyhow!("{}: {}", programs.init.display(), tail(&text, 30)))
 }
 
 fn promises(
@@ -311,31 +340,31 @@ fn none(problems: Vec<String>) -> Result<Verdict> {
     if problems.is_empty() { Ok(Verdict::Passed) } else { Err(anyhow!("{}", problems.join("\n    "))) }
 }
 
-/// Runs cargo's tests and counts each; only what fails is shown.
+/// Runs cargo's tests and counts each; only what fails or is skipped is shown.
 fn unit_tests(rust: &Path, tally: &mut Tally) -> Result<()> {
     let mut cargo = Command::new("cargo");
-    cargo.args(["test", "--workspace", "--no-fail-fast", "--quiet", "--", "--format=pretty"]);
-    cargo.env("CARGO_TARGET_DIR", target(rust)).current_dir(rust);
+    cargo.args([
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--quiet",
+        "--",
+        "--format=pretty",
+        "--show-output",
+    ]);
+    cargo.args(["--skip", SHIPPED]).env("CARGO_TARGET_DIR", target(rust)).current_dir(rust);
     let began = Instant::now();
     let mut child =
         cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
-    let mut counted = Count::default();
-    let mut failing = false;
     let stdout = child.stdout.take().context("cargo has no output")?;
-    for line in BufReader::new(stdout).lines() {
+    let mut reading = Reading::default();
+    for line in BufReader::new(stdout).split(b'\n') {
         let line = line.context("cannot read cargo's output")?;
-        if let Some(result) = result_line(&line) {
-            counted.passed = counted.passed.saturating_add(result.passed);
-            counted.failed = counted.failed.saturating_add(result.failed);
-            counted.skipped = counted.skipped.saturating_add(result.skipped);
-            failing = false;
-        } else if line == "failures:" {
-            failing = true;
-        }
-        if failing {
-            tally.say(&format!("    {line}"));
+        if let Some(said) = reading.line(String::from_utf8_lossy(&line).trim_end()) {
+            tally.say(&format!("    {said}"));
         }
     }
+    let mut counted = reading.count;
     let status = child.wait().context("cannot wait for cargo test")?;
     if !status.success() && counted.failed == 0 {
         // It did not build, or a test took the whole program down.
@@ -348,6 +377,47 @@ fn unit_tests(rust: &Path, tally: &mut Tally) -> Result<()> {
     count.failed = count.failed.saturating_add(counted.failed);
     count.skipped = count.skipped.saturating_add(counted.skipped);
     Ok(())
+}
+
+/// What the test programs have said so far. With `--show-output` they tell, before the failures, what each test that
+/// passed has printed: one that could not run here has printed a line `skipped: …`.
+#[derive(Debug, Default)]
+struct Reading {
+    count: Count,
+    /// Of the program that is talking: tests that passed and were none.
+    skipped: u64,
+    /// The test whose output is being shown, until it says that it was skipped.
+    test: Option<String>,
+    failing: bool,
+}
+
+impl Reading {
+    /// Takes the next line; answers with what people should see of it.
+    fn line(&mut self, line: &str) -> Option<String> {
+        if let Some(result) = result_line(line) {
+            let skipped = std::mem::take(&mut self.skipped).min(result.passed);
+            self.count.passed = self.count.passed.saturating_add(result.passed.saturating_sub(skipped));
+            self.count.failed = self.count.failed.saturating_add(result.failed);
+            self.count.skipped = self.count.skipped.saturating_add(result.skipped).saturating_add(skipped);
+            self.test = None;
+            return std::mem::take(&mut self.failing).then(|| line.to_owned());
+        }
+        if line == "failures:" {
+            self.failing = true;
+        }
+        if self.failing {
+            return Some(line.to_owned());
+        }
+        if let Some(name) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
+            self.test = Some(name.to_owned());
+        } else if let Some(why) = line.strip_prefix("skipped: ")
+            && let Some(test) = self.test.take()
+        {
+            self.skipped = self.skipped.saturating_add(1);
+            return Some(format!("skipped {test}: {why}"));
+        }
+        None
+    }
 }
 
 /// Counts in a line such as `test result: ok. 43 passed; 0 failed; 1 ignored; …`.
@@ -376,6 +446,26 @@ mod unit {
             finished in 0.29s";
         assert_eq!(result_line(line), Some(Count { passed: 43, failed: 2, skipped: 1 }));
         assert_eq!(result_line("test x ... ok"), None);
+    }
+
+    #[test]
+    fn a_test_that_says_it_was_skipped_counts_as_skipped_once() {
+        // As libtest prints it.
+        let text = "\nrunning 5 tests\ntest a ... ok\ntest b ... ok\ntest c ... ok\ntest d ... ok\ntest e ... FAILED\n\n\
+            successes:\n\n---- a stdout ----\nsomething\nskipped: no disk\nskipped: nor a table\n\n\
+            ---- b::c stdout ----\nnot skipped: x\n\n---- d stdout ----\nskipped: no net\n\n\n\
+            successes:\n    a\n    b::c\n    d\nskipped: not a test\n\n\
+            failures:\n\n---- e stdout ----\nskipped: it failed\n\n\nfailures:\n    e\n\n\
+            test result: FAILED. 4 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out\n\n\
+            running 1 test\ntest f ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        let mut reading = Reading::default();
+        let said: Vec<String> = text.lines().filter_map(|line| reading.line(line)).collect();
+        assert_eq!(reading.count, Count { passed: 3, failed: 1, skipped: 3 });
+        assert_eq!(said[..3], ["skipped a: no disk", "skipped d: no net", "failures:"]);
+        assert_eq!(
+            said.last().unwrap(),
+            "test result: FAILED. 4 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out"
+        );
     }
 
     #[test]
@@ -422,8 +512,11 @@ mod unit {
 
     proptest! {
         #[test]
-        fn any_line_is_read(line in "(test result: )?.*") {
-            let _ = result_line(&line);
+        fn any_line_is_read(lines in proptest::collection::vec("(test result: |---- |skipped: )?.*( ----)?", 0..5)) {
+            let mut reading = Reading::default();
+            for line in lines {
+                let _ = (result_line(&line), reading.line(&line));
+            }
         }
     }
 }

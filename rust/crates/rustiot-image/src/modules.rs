@@ -139,6 +139,7 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn index() -> Index {
         Index::parse(
@@ -173,5 +174,30 @@ mod tests {
     fn an_unknown_name_is_an_error_with_its_file() {
         let error = index().closure(["erofs"], "conf/x.toml").unwrap_err().to_string();
         assert!(error.contains("conf/x.toml") && error.contains("`erofs`"), "{error}");
+    }
+
+    const LINE: &str = "(kernel/)?[a-c]\\.ko:?( [a-c]\\.ko){0,3}|softdep [a-c]( pre:)?( [a-cx]){0,2}( post: [a-c])?|\
+                        alias [a-cx*-]{1,2} [a-c]|.{0,12}";
+
+    proptest! {
+        #[test]
+        fn any_index_is_read_and_each_module_of_it_loads_once(
+            lines in proptest::collection::vec(LINE, 0..16), names in proptest::collection::vec("[a-d]", 0..4),
+        ) {
+            let text = lines.join("\n");
+            let index = Index::parse(&text, &text, &text, &text);
+            let Ok(order) = index.closure(names.iter().map(String::as_str), "f") else {
+                let known = |name: &String| index.modules.contains_key(name) || index.builtin.contains(name);
+                prop_assert!(!names.iter().all(known));
+                return Ok(());
+            };
+            let known: BTreeSet<&String> = index.modules.values().map(|(path, _)| path).collect();
+            prop_assert!(order.iter().all(|path| known.contains(path)));
+            let once: BTreeSet<&String> = order.iter().collect();
+            prop_assert_eq!(once.len(), order.len());
+            for name in &names {
+                prop_assert!(index.modules.get(name).is_none_or(|(path, _)| order.contains(path)));
+            }
+        }
     }
 }

@@ -85,7 +85,9 @@ fn read_partition(path: &Path) -> Option<(String, Partition)> {
     Some((parent, partition))
 }
 
-fn parse_uevent(uevent: &str, size: &str) -> Option<Partition> {
+/// A partition from the files `uevent` and `size` of its directory in `/sys`, or nothing when it is a whole disk.
+#[must_use]
+pub fn parse_uevent(uevent: &str, size: &str) -> Option<Partition> {
     let value = |key: &str| {
         uevent.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_string))
     };
@@ -231,6 +233,7 @@ pub(crate) mod sample {
 #[cfg(test)]
 mod tests {
     use super::{sample::id, *};
+    use proptest::prelude::*;
 
     #[test]
     fn finds_slot_and_partitions_on_the_disk_that_booted_only() {
@@ -281,5 +284,35 @@ mod tests {
         sample::disk(root.path(), "vda", &["boot-a"], 8);
         fs::File::create(root.path().join("dev/vda")).unwrap().set_len(64 * 512).unwrap();
         assert!(matches!(locate(root.path(), id(1)), Err(LocateError::Table { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn a_uevent_says_what_it_says_in_any_order(
+            lines in Just(["MAJOR=8", "MINOR=3", "DEVNAME=sda3", "DEVTYPE=partition", "PARTN=3", "PARTNAME=root=a"])
+                .prop_shuffle(),
+            missing in 0..6usize, sectors: u64,
+        ) {
+            let whole = parse_uevent(&lines.join("\n"), &format!("{sectors}\n"));
+            let expected = sectors.checked_mul(512).map(|bytes| Partition {
+                device: "sda3".into(), devno: "8:3".into(), number: 3, label: "root=a".into(), bytes,
+            });
+            prop_assert_eq!(&whole, &expected);
+            let rest: Vec<&str> = lines.iter().enumerate().filter(|(n, _)| *n != missing).map(|(_, l)| *l).collect();
+            let part = parse_uevent(&rest.join("\n"), &format!("{sectors}\n"));
+            let optional = lines[missing].starts_with("PARTNAME") || lines[missing].starts_with("DEVTYPE");
+            prop_assert_eq!(part.is_some(), whole.is_some() && optional);
+        }
+
+        #[test]
+        fn any_text_is_a_partition_or_none(
+            uevent in "(MAJOR=[0-9]{0,12}\n|MINOR=.*\n|DEVNAME=.*\n|PARTN=[0-9]{0,12}\n|.*\n){0,6}", size in ".*",
+        ) {
+            if let Some(partition) = parse_uevent(&uevent, &size) {
+                prop_assert_eq!(partition.bytes % 512, 0);
+                let device = format!("DEVNAME={}", partition.device);
+                prop_assert!(uevent.lines().any(|line| line == device));
+            }
+        }
     }
 }

@@ -26,7 +26,8 @@ pub fn machine_id(root: &Path) -> io::Result<String> {
 }
 
 /// A machine id: 32 hex digits in lower case, not all zero, with or without a line end.
-fn parse(bytes: &[u8]) -> Option<String> {
+#[must_use]
+pub fn parse(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?;
     let text = text.strip_suffix('\n').unwrap_or(text);
     let hex = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));

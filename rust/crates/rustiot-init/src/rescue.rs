@@ -332,7 +332,8 @@ fn kernel_log(root: &Path) -> Vec<String> {
 }
 
 /// The text of a `/dev/kmsg` record: `prefix;text`, then lines of properties.
-fn kmsg_line(record: &[u8]) -> Option<String> {
+#[must_use]
+pub fn kmsg_line(record: &[u8]) -> Option<String> {
     let record = String::from_utf8_lossy(record);
     let (prefix, text) = record.split_once(';')?;
     let micros: u64 = prefix.split(',').nth(2)?.parse().ok()?;

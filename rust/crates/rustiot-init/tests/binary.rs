@@ -53,7 +53,8 @@ fn links_only_what_the_list_allows() {
     }
 }
 
-/// The shipped program is given by whoever built it with the flags of `docs/contracts/init.md`.
+/// The shipped program is given by whoever built it with the flags of `docs/contracts/init.md`: `./rustiot test` does,
+/// by this test's name.
 #[test]
 fn the_shipped_program_is_small_and_static() {
     let Some(path) = std::env::var_os("RUSTIOT_INIT_BINARY") else {

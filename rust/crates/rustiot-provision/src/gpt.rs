@@ -222,11 +222,22 @@ pub fn grow(medium: &impl Read, size: u64, sector: u64, name: &str) -> Result<Pl
         length: in_bytes(new_last.saturating_sub(first).saturating_add(1))?,
     };
 
+    let place = |lba: u64| lba..lba.saturating_add(array);
+    let (home, spare) = (place(HOME), place(HOME.saturating_add(array)));
+    if home.end > first_of_all {
+        return Err(Error::Unusual("no room for the entries before the first partition"));
+    }
+    let in_use = primary.as_ref().map(|primary| place(primary.entries_lba));
+    let in_use_overlaps = |range: &Range<u64>| in_use.as_ref().is_some_and(|used| overlaps(used, range));
+
     let mut writes = Vec::new();
     let wanted_backup = table.header_at(last_lba, 1, backup_entries, last_usable, &entries);
     let backup_is_right =
         backup.as_ref().is_some_and(|backup| backup.header == wanted_backup && backup.entries == entries);
     if !backup_is_right {
+        if in_use_overlaps(&(backup_entries..sectors)) {
+            return Err(Error::Unusual("the entries in use are where the backup goes"));
+        }
         writes.push((in_bytes(backup_entries)?, entries.clone()));
         writes.push((in_bytes(last_lba)?, wanted_backup));
     }
@@ -236,17 +247,13 @@ pub fn grow(medium: &impl Read, size: u64, sector: u64, name: &str) -> Result<Pl
         .as_ref()
         .is_some_and(|primary| primary.header == wanted_at(HOME) && primary.entries == entries);
     if !primary_is_right {
-        let place = |lba: u64| lba..lba.saturating_add(array);
-        let home = place(HOME);
-        if home.end > first_of_all {
-            return Err(Error::Unusual("no room for the entries before the first partition"));
-        }
         // The entries in use must not be written over before the header has let go of them.
-        let in_use = primary.as_ref().map(|primary| place(primary.entries_lba));
-        if in_use.is_some_and(|used| overlaps(&used, &home)) {
-            let spare = place(home.end);
+        if in_use_overlaps(&home) {
             if spare.end > first_of_all {
                 return Err(Error::Unusual("no room for spare entries before the first partition"));
+            }
+            if in_use_overlaps(&spare) {
+                return Err(Error::Unusual("the entries in use are neither at their place nor beside it"));
             }
             writes.push((in_bytes(spare.start)?, entries.clone()));
             writes.push((sector, wanted_at(spare.start)));
@@ -321,7 +328,10 @@ pub(crate) mod sample {
         Some(
             table
                 .used()
-                .map(|(_, first, last, name)| (name, first * SECTOR, (last - first + 1) * SECTOR))
+                .map(|(_, first, last, name)| {
+                    let sectors = last.saturating_sub(first).saturating_add(1);
+                    (name, first.saturating_mul(SECTOR), sectors.saturating_mul(SECTOR))
+                })
                 .collect(),
         )
     }
@@ -432,6 +442,40 @@ mod tests {
         assert_eq!(kernel_view(&bytes).unwrap()[1].1, good[1].1);
     }
 
+    /// Whether the kernel still has a table after each write, with `data` where it was.
+    fn holds_at_every_write(mut bytes: Vec<u8>, plan: &Plan) -> bool {
+        plan.writes.iter().all(|write| {
+            apply(&mut bytes, write);
+            let data =
+                kernel_view(&bytes).and_then(|table| table.into_iter().find(|(name, ..)| name == "data"));
+            data.is_some_and(|(_, start, _)| start == plan.partition.start)
+        })
+    }
+
+    #[test]
+    fn entries_at_an_odd_place_are_not_written_over_while_they_are_in_use() {
+        // Other tools put them anywhere (`sgdisk --move-main-table`).
+        let moved = |lba: u64| {
+            let mut bytes = larger();
+            let table = Table::read(&bytes, 1, SECTOR, bytes.len() as u64 / SECTOR).unwrap();
+            let header = table.header_at(1, 8191, lba, table.last_usable, &table.entries);
+            put(&mut bytes, 512, &header);
+            put(&mut bytes, usize::try_from(lba * SECTOR).unwrap(), &table.entries);
+            bytes
+        };
+        let last = 8 * MIB / SECTOR - 1;
+        for lba in [10, last - 40] {
+            assert!(matches!(run(&moved(lba)), Err(Error::Unusual(_))), "{lba}");
+        }
+        for lba in [SPARE, 100] {
+            let bytes = moved(lba);
+            assert!(holds_at_every_write(bytes.clone(), &run(&bytes).unwrap()), "{lba}");
+        }
+    }
+
+    /// Where a run that was cut leaves them.
+    const SPARE: u64 = 34;
+
     proptest! {
         #[test]
         fn any_bytes(noise in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40),
@@ -451,6 +495,9 @@ mod tests {
                 put(&mut bytes, 512 + 16, &crc.to_le_bytes());
             }
             if let Ok(plan) = run(&bytes) {
+                if kernel_view(&bytes).is_some() {
+                    prop_assert!(holds_at_every_write(bytes.clone(), &plan));
+                }
                 for (offset, data) in plan.writes {
                     prop_assert!(offset >= 512 && offset + data.len() as u64 <= bytes.len() as u64);
                 }

@@ -14,6 +14,7 @@ pub mod os;
 mod run;
 pub mod status;
 mod storage;
+pub mod superblock;
 mod sys;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use crate::gpt;
 use crate::journal::Journal;
 use crate::os::{Disk, Mount, Os, Partition};
 use crate::status::Outcome;
+use crate::superblock::{self, Found, PROBE, UNFINISHED};
 use std::io;
 use std::path::Path;
 
@@ -18,41 +19,9 @@ const MIB: u64 = 1 << 20;
 /// What is said of a file system that is new, where there was none.
 pub(crate) const MADE: &str = "made";
 
-/// Where ext4 keeps its superblock, and in it the magic number and the state (Documentation/filesystems/ext4,
-/// "super block"): the second bit of the state says that the kernel found errors.
-const SUPERBLOCK: u64 = 1024;
-const MAGIC_AT: usize = 56;
-const STATE_AT: usize = 58;
-const LABEL_AT: usize = 120;
-const MAGIC: u16 = 0xef53;
-const ERROR_FS: u16 = 2;
-/// A file system has this at the end of its label until it is whole: a broken one that says so held nothing.
-const UNFINISHED: &str = "-new";
-/// How much of a partition is looked at to call it blank.
-const PROBE: usize = 128 * 1024;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
-    Ext4 { errors: bool, unfinished: bool },
-    Blank,
-    Other,
-}
-
 fn probe(os: &impl Os, partition: &Partition) -> io::Result<Found> {
     let length = PROBE.min(usize::try_from(partition.bytes).unwrap_or(PROBE));
-    let bytes = os.read_device(&partition.device, 0, length)?;
-    let superblock = usize::try_from(SUPERBLOCK).ok().and_then(|at| bytes.get(at..)).unwrap_or(&[]);
-    let field =
-        |at: usize| superblock.get(at..).and_then(<[u8]>::first_chunk).map(|b| u16::from_le_bytes(*b));
-    if field(MAGIC_AT) == Some(MAGIC) {
-        let label =
-            superblock.get(LABEL_AT..).and_then(<[u8]>::first_chunk::<16>).copied().unwrap_or_default();
-        let end = label.iter().position(|byte| *byte == 0).unwrap_or(label.len());
-        let unfinished = label.get(..end).is_some_and(|label| label.ends_with(UNFINISHED.as_bytes()));
-        return Ok(Found::Ext4 { errors: field(STATE_AT).unwrap_or(0) & ERROR_FS != 0, unfinished });
-    }
-    let blank = [0, 0xff].iter().any(|fill| bytes.iter().all(|byte| byte == fill));
-    Ok(if blank { Found::Blank } else { Found::Other })
+    Ok(superblock::look(&os.read_device(&partition.device, 0, length)?))
 }
 
 /// Repairs. e2fsck(8): 0 clean, 1 repaired, 2 repaired and a restart is due; above that errors are left.

@@ -399,6 +399,7 @@ pub fn refine(failure: Failure, source: &str, head: Option<[u8; 4]>) -> Failure 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Texts as RAUC 1.13 sends them, for a file and for a URL.
     const FILE: &[(&str, Kind, u8)] = &[
@@ -551,6 +552,34 @@ mod tests {
             [("http://h/x", true), ("HTTPS://h", true), ("/data/http://x", false), ("", false), ("ü", false)]
         {
             assert_eq!(is_remote(source), remote, "{source}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_rauc_says_its_words_stay_and_a_bad_signature_stays_bad(
+            source in "(http://|/)?.{0,40}",
+            parts in proptest::collection::vec(prop_oneof![
+                proptest::sample::select(FILE).prop_map(|(text, ..)| text.to_owned()),
+                proptest::sample::select(URL).prop_map(|(text, _)| text.to_owned()),
+                ".{0,30}",
+            ], 0..4),
+            head: Option<[u8; 4]>,
+        ) {
+            let text = parts.join(": ");
+            let failure = classify(&source, &text);
+            prop_assert!(failure.chain.iter().all(|part| !part.is_empty() && text.contains(part)));
+            prop_assert_eq!(failure.chain.is_empty(), text.trim().split(": ").all(|part| part.trim().is_empty()));
+            if text.contains("signature verification failed") {
+                prop_assert!(!failure.kind.is_of_the_way());
+                prop_assert!(failure.kind == Kind::Busy || !failure.kind.is_transient());
+            }
+            for head in [head, Some(*b"hsqs")] {
+                let refined = refine(failure.clone(), &source, head);
+                prop_assert_eq!(refined.kind.exit_code(), failure.kind.exit_code());
+                prop_assert_eq!(&refined.chain, &failure.chain);
+                prop_assert_eq!(refine(refined.clone(), &source, head), refined);
+            }
         }
     }
 }

@@ -26,7 +26,7 @@ mod window;
 
 pub use daemon::{STATUS_FILE, loader, main};
 pub use dbus::{Error, NAME, PATH, Update1Proxy, system_bus};
-pub use failure::{Failure, Kind};
+pub use failure::{Failure, Kind, classify, refine};
 pub use plan::{Plan, Way, WayKind};
 pub use status::{
     By, Check, FailedWay, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Spent, Stage,

@@ -34,9 +34,14 @@ fn held(path: &Path, name: &str) -> Option<Veto> {
     let Err(TryLockError::WouldBlock) = file.try_lock_shared() else { return None };
     let mut bytes = Vec::new();
     let _ = file.take(1024).read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes);
+    Some(parse(name, &bytes))
+}
+
+/// What a veto's name and the start of its file say.
+fn parse(name: &str, bytes: &[u8]) -> Veto {
+    let text = String::from_utf8_lossy(bytes);
     let why = clean(text.lines().next().unwrap_or_default());
-    Some(Veto { who: clean(name), why: if why.is_empty() { "gives no reason".into() } else { why } })
+    Veto { who: clean(name), why: if why.is_empty() { "gives no reason".into() } else { why } }
 }
 
 fn clean(text: &str) -> String {
@@ -46,6 +51,7 @@ fn clean(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_veto_is_a_lock_and_ends_with_it() {
@@ -61,5 +67,20 @@ mod tests {
         assert_eq!(vetoes(dir.path()), [Veto { who: "pump".into(), why: "isrunning".into() }]);
         drop(file);
         assert_eq!(vetoes(dir.path()), []);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_an_application_writes_is_one_short_line(
+            name in ".{0,200}", bytes in proptest::collection::vec(any::<u8>(), 0..1024), text in "[\\r\\n\u{1b}a ]{0,300}",
+        ) {
+            for bytes in [bytes.as_slice(), text.as_bytes()] {
+                let veto = parse(&name, bytes);
+                prop_assert!(!veto.why.is_empty());
+                for said in [&veto.who, &veto.why] {
+                    prop_assert!(!said.chars().any(char::is_control) && said.chars().count() <= TEXT, "{said:?}");
+                }
+            }
+        }
     }
 }

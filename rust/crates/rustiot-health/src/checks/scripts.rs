@@ -77,6 +77,8 @@ mod tests {
     use std::fs;
     use std::io::Write;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn script(directory: &Path, name: &str, text: &str, mode: u32) {
@@ -120,5 +122,26 @@ mod tests {
         script(dir.path(), "hang", "exec sleep 600", 0o755);
         let verdict = run(&dir.path().join("hang"), Duration::ZERO).await;
         assert_eq!(verdict, Verdict::Fail("took longer than 0 s".into()));
+    }
+
+    proptest! {
+        #[test]
+        fn a_reason_is_one_short_line_of_what_was_printed(
+            bytes in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..600),
+                "([a-z \u{7}\u{9b}\r\n]{0,9}\n?){0,9}".prop_map(String::into_bytes),
+            ],
+        ) {
+            let text = String::from_utf8_lossy(&bytes);
+            match last_line(&bytes) {
+                None => prop_assert!(text.trim().is_empty()),
+                Some(line) => {
+                    prop_assert!(!line.chars().any(char::is_control));
+                    prop_assert!(line.chars().count() <= MAX_REASON);
+                    let clean: String = text.chars().filter(|c| !c.is_control()).collect();
+                    prop_assert!(clean.contains(&line));
+                }
+            }
+        }
     }
 }

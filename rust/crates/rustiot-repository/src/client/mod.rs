@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use store::{Memory, Store};
-use tough::schema::{Role, RoleType, Root, Signed, Snapshot, Targets, Timestamp};
+use tough::schema::{RoleType, Root, Signed};
 use tough::{ExpirationEnforcement, IntoVec, RepositoryLoader, TargetName};
 use transport::{Origin, Transport};
 
@@ -499,22 +499,6 @@ fn keys(root: &Root) -> Digest {
 )]
 fn write(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
     std::fs::write(path, bytes)
-}
-
-/// For fuzzing: everything that may be done with bytes which claim to be metadata, before anybody has verified them.
-#[doc(hidden)]
-pub fn parse_any(bytes: &[u8]) {
-    fn one<T: Role + serde::de::DeserializeOwned>(root: Option<&Root>, bytes: &[u8]) {
-        if let Ok(signed) = serde_json::from_slice::<Signed<T>>(bytes) {
-            let _ = root.map(|root| root.verify_role(&signed));
-        }
-    }
-    let root = serde_json::from_slice::<Signed<Root>>(bytes).ok();
-    let root = root.as_ref().map(|root| &root.signed);
-    one::<Root>(root, bytes);
-    one::<Timestamp>(root, bytes);
-    one::<Snapshot>(root, bytes);
-    one::<Targets>(root, bytes);
 }
 
 /// What a mirror said about its timestamp.
