@@ -111,6 +111,12 @@ pub enum Update {
         #[arg(value_name = "TIME")]
         not_before: u64,
     },
+    /// Consent to the update that hawkBit waits with (`consent = "ask"` in the configuration).
+    Consent {
+        /// Refuse it.
+        #[arg(long)]
+        refuse: bool,
+    },
     /// What the device may do by itself now: windows, limits, who puts off a restart.
     Policy,
     /// Updates of the past: result, reason, log.
