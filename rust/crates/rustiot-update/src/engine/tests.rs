@@ -712,6 +712,50 @@ async fn senseless_sources_are_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_servers_order_outlives_an_outage_at_its_first_look_and_a_persons_is_answered() {
+    for (by, ends) in [(By::Person, true), (By::Server, false), (By::Policy, false)] {
+        let w = world();
+        w.unprepared.set(Some(Failure::new(Kind::Unreachable, "no network")));
+        run(&w, async |mut c| {
+            let request = Request { id: "i".into(), source: URL.into(), by, ..Request::default() };
+            c.order(|reply| Command::Install(request, reply)).await.unwrap();
+            if ends {
+                assert_eq!(c.end().await.result, Outcome::Failed);
+                return;
+            }
+            c.phase(Phase::WaitingToRetry).await;
+            c.phase(Phase::Rebooting).await;
+            assert_eq!(c.status.borrow().transaction.as_ref().unwrap().by, by);
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_file_must_have_is_the_plans_and_goes_with_urls_only() {
+    let w = world();
+    run(&w, async |mut c| {
+        let file = Expected { size: Some(2000), sha256: Some("ab".repeat(32)) };
+        let order = |source: &str| {
+            let (source, file) = (source.to_owned(), file.clone());
+            Request { id: "i".into(), source, file, hold: Hold::Install, ..Request::default() }
+        };
+        for source in ["/x.raucb", "/repository/", ""] {
+            let answer = c.order(|reply| Command::Install(order(source), reply)).await;
+            assert_eq!(answer.unwrap_err().kind, Kind::Usage, "{source}");
+        }
+        w.room.set(1999);
+        c.order(|reply| Command::Install(order(URL), reply)).await.unwrap();
+        assert_eq!(c.end().await.why.unwrap().kind, Kind::NoSpace, "refused before a byte is fetched");
+        w.room.set(2000);
+        c.order(|reply| Command::Install(order(URL), reply)).await.unwrap();
+        let plan = c.phase(Phase::Downloaded).await.plan.unwrap();
+        assert_eq!((plan.ways[0].len, &plan.ways[0].sha256), (Some(2000), &file.sha256));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_install_is_refused_while_one_is_under_way() {
     let w = world();
     w.writes.borrow_mut().push_back(Write::Hangs);
