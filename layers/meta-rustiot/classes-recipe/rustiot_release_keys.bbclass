@@ -8,12 +8,13 @@
 
 python () {
     names = ("RUSTIOT_KEYRING", "RUSTIOT_SIGNING_CERT", "RUSTIOT_SIGNING_KEY")
-    for name in names:
+    for name in names + ("RUSTIOT_REPOSITORY_ROOT",):
         # A key that appears later is noticed.
         if d.getVar(name) and not rustiot.signing.is_token(d.getVar(name)):
             bb.parse.mark_dependency(d, d.getVar(name))
     try:
         rustiot.signing.check(d.getVar("RUSTIOT_PRODUCTION") == "1", *[d.getVar(name) for name in names])
+        rustiot.signing.check_repository_root(d.getVar("RUSTIOT_REPOSITORY_ROOT"))
     except rustiot.problem.Problem as problem:
         raise bb.parse.SkipRecipe(str(problem))
 }

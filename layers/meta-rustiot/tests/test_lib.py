@@ -468,6 +468,26 @@ class Signing(unittest.TestCase):
         with self.assertRaisesRegex(Problem, "no certificate in PEM format"):
             signing.check(False, empty, empty, empty)
 
+    def test_the_root_of_a_repository_is_one_or_none(self):
+        signing.check_repository_root("")
+        for text, wanted in (
+            ('{"signed": {"_type": "root", "version": 1}, "signatures": []}', None),
+            ('{"signed": {"_type": "targets"}}', "is no root metadata.*guide-rollout"),
+            ('{"signed": []}', "is no root metadata"),
+            ("[]", "cannot be read as JSON"),
+            ("<html>", "cannot be read as JSON"),
+        ):
+            name = os.path.join(self.work, "root.json")
+            with open(name, "w", encoding="utf-8") as file:
+                file.write(text)
+            if wanted is None:
+                signing.check_repository_root(name)
+                continue
+            with self.assertRaisesRegex(Problem, wanted):
+                signing.check_repository_root(name)
+        with self.assertRaisesRegex(Problem, "cannot be read"):
+            signing.check_repository_root("/nonexistent")
+
 
 if __name__ == "__main__":
     unittest.main()

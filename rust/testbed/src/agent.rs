@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 /// How long one try to wake the agent lasts before the next.
 const KNOCK: Duration = Duration::from_secs(2);
+/// A silence after which the agent is asked whether it is still the same. It answers every single command at once; a
+/// guest that is starved of its processor may take longer, and only that.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 5000 });
 /// Between two looks at a command that has not ended yet (the agent has no events).
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Bytes a file is moved in: the agent's own limit is 48 MB, its JSON parser likes less.
@@ -198,20 +201,45 @@ impl Talk<'_> {
     }
 
     fn command(&mut self, command: &str, arguments: Value) -> Result<Value> {
-        let request = format!("{}\n", json!({"execute": command, "arguments": arguments}));
-        self.stream.write_all(request.as_bytes()).map_err(Error::io("write to", "agent socket"))?;
-        let line = self.line(self.end)?;
-        let bad = || Error::Protocol {
-            from: "the guest agent",
-            text: String::from_utf8_lossy(line.get(..200).unwrap_or(&line)).into(),
+        self.write(&json!({"execute": command, "arguments": arguments}))?;
+        // Commands are answered in their order. An agent that answers a later question but not this one was started
+        // again in between, with the guest, and never will.
+        let mut asked = Vec::new();
+        let reply = loop {
+            let now = Instant::now();
+            match self.line(now.checked_add(PATIENCE).unwrap_or(now).min(self.end)) {
+                Ok(line) => {
+                    let reply = reply(&line)?;
+                    if is_one_of(&asked, &reply) {
+                        return Err(Error::Restarted { command: command.into() });
+                    }
+                    break reply;
+                }
+                Err(error) if error.is_timeout() => {
+                    self.time_left()?;
+                    let id = nonce();
+                    self.write(&json!({"execute": "guest-sync", "arguments": {"id": id}}))?;
+                    asked.push(id);
+                }
+                Err(error) => return Err(error),
+            }
         };
-        let reply: Value = serde_json::from_slice(&line).map_err(|_| bad())?;
+        // It was only slow: what it owes is not to be taken for the next answer.
+        for _ in 0..asked.len() {
+            self.line(self.end)?;
+        }
         if let Some(value) = reply.get("return") {
             return Ok(value.clone());
         }
         let message = reply.get("error").and_then(|e| e.get("desc")).and_then(Value::as_str);
-        let message = message.ok_or_else(bad)?.to_string();
+        let message = message.ok_or_else(|| not_understood(reply.to_string().as_bytes()))?.to_string();
         Err(Error::Refused { command: command.into(), message })
+    }
+
+    fn write(&mut self, request: &Value) -> Result<()> {
+        self.stream
+            .write_all(format!("{request}\n").as_bytes())
+            .map_err(Error::io("write to", "agent socket"))
     }
 
     /// The next line, without its end.
@@ -246,6 +274,20 @@ impl Talk<'_> {
             }
         }
     }
+}
+
+fn reply(line: &[u8]) -> Result<Value> {
+    serde_json::from_slice(line).map_err(|_| not_understood(line))
+}
+
+fn not_understood(line: &[u8]) -> Error {
+    let text = String::from_utf8_lossy(line.get(..200).unwrap_or(line)).into();
+    Error::Protocol { from: "the guest agent", text }
+}
+
+/// Whether `reply` answers a `guest-sync` with one of these numbers.
+fn is_one_of(asked: &[u64], reply: &Value) -> bool {
+    reply.get("return").and_then(Value::as_u64).is_some_and(|id| asked.contains(&id))
 }
 
 /// A number that this process has not used before, to tell answers from stale ones.
@@ -319,6 +361,51 @@ mod tests {
     fn a_refusal_carries_the_agents_words() {
         let error = fake(b"", shell).put("/x", b"data", LONG).unwrap_err();
         assert_eq!(error.to_string(), "guest-file-write was refused: no such command");
+    }
+
+    /// An agent that is deaf to everything until the first `guest-sync`; then it is `slow` and answers all, or a new
+    /// one that has never heard of what came before.
+    fn deaf_until_asked(slow: bool) -> Agent {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let lines = BufReader::new(theirs.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let mut owed = Vec::new();
+            for line in lines.split(b'\n') {
+                let request: Value = serde_json::from_slice(&line.unwrap()).unwrap();
+                match request["execute"].as_str().unwrap() {
+                    "guest-sync" => {
+                        if slow {
+                            theirs.write_all(&owed).unwrap();
+                        }
+                        owed.clear();
+                        writeln!(theirs, "{}", json!({"return": request["arguments"]["id"]})).unwrap();
+                    }
+                    "guest-second" => writeln!(theirs, "{}", json!({"return": "second"})).unwrap(),
+                    _ => owed.extend(format!("{}\n", json!({"return": "first"})).bytes()),
+                }
+            }
+        });
+        Agent { stream: Mutex::new(ours) }
+    }
+
+    fn talk(agent: &Agent) -> Talk<'_> {
+        let end = Instant::now() + LONG;
+        Talk { stream: agent.stream.lock().unwrap(), within: LONG, end, received: Vec::new() }
+    }
+
+    #[test]
+    fn an_agent_that_restarts_before_it_answers_is_not_waited_for() {
+        let agent = deaf_until_asked(false);
+        let error = talk(&agent).command("guest-first", json!({})).unwrap_err();
+        assert_eq!(error.to_string(), "the guest agent was started again before it answered guest-first");
+    }
+
+    #[test]
+    fn an_agent_that_is_slow_is_waited_for_and_what_it_owes_is_passed_over() {
+        let agent = deaf_until_asked(true);
+        let mut talk = talk(&agent);
+        assert_eq!(talk.command("guest-first", json!({})).unwrap(), "first");
+        assert_eq!(talk.command("guest-second", json!({})).unwrap(), "second");
     }
 
     #[test]

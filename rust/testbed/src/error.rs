@@ -54,6 +54,12 @@ pub enum Error {
         /// QEMU's or the console's last words.
         tail: String,
     },
+    /// The guest, and its agent with it, was restarted in the middle of a command.
+    #[error("the guest agent was started again before it answered {command}")]
+    Restarted {
+        /// The command.
+        command: String,
+    },
     /// QEMU or the guest agent refused a command.
     #[error("{command} was refused: {message}")]
     Refused {

@@ -6,6 +6,7 @@
 """Which keys a build may use. Keys live outside the tree; the development CA never signs or trusts a product."""
 
 import base64
+import json
 import os
 import re
 
@@ -52,3 +53,17 @@ def check(production, keyring, certificate, key):
     if production and os.path.basename(key).startswith("dev-"):
         raise Problem("RUSTIOT_PRODUCTION is set, and RUSTIOT_SIGNING_KEY (%s) is a development key" % key)
     return [name for name in (keyring, certificate, key) if not is_token(name)]
+
+
+def check_repository_root(name):
+    """Refuses a file that is no root metadata of TUF (specification 1.0.0, section 4.3). An empty name is none."""
+    if not name:
+        return
+    remedy = "name metadata/N.root.json of the repository (docs/guide-rollout.md), or nothing"
+    try:
+        with open(name, encoding="utf-8") as file:
+            signed = json.load(file).get("signed", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise Problem("RUSTIOT_REPOSITORY_ROOT: %s cannot be read as JSON (%s); %s" % (name, error, remedy)) from error
+    if not isinstance(signed, dict) or signed.get("_type") != "root":
+        raise Problem("RUSTIOT_REPOSITORY_ROOT: %s is no root metadata; %s" % (name, remedy))

@@ -77,12 +77,15 @@ python do_install () {
         (d.getVar("RUSTIOT_BOARD_FILE"), "board.toml"),
         (os.path.join(d.getVar("UNPACKDIR"), "layout.toml"), "layout.toml"),
         (d.getVar("RUSTIOT_KEYRING"), "keyring.pem"),
+        (d.getVar("RUSTIOT_REPOSITORY_ROOT"), "repository-root.json"),
     ):
+        if not path:
+            continue
         shutil.copyfile(path, os.path.join(own, name))
         os.chmod(os.path.join(own, name), 0o644)
 }
 do_install[vardeps] += "RUSTIOT_ROOTFS_LINKS RUSTIOT_VERSION RUSTIOT_FLOOR RUSTIOT_EPOCH RUSTIOT_BOARD_CHECKSUM"
-do_install[file-checksums] += "${RUSTIOT_KEYRING}:True"
+do_install[file-checksums] += "${RUSTIOT_KEYRING}:True ${@':'.join([d.getVar('RUSTIOT_REPOSITORY_ROOT'), 'True']) if d.getVar('RUSTIOT_REPOSITORY_ROOT') else ''}"
 
 USERADD_PACKAGES = "${PN}"
 GROUPADD_PARAM:${PN} = "--system rustiot"

@@ -45,14 +45,17 @@ fn text(file: &Path) -> Result<String, Fail> {
 /// `rustiot image build`.
 pub fn image(context: &Context, args: &args::Build) -> Done {
     let config = args.config.as_deref().map(text).transpose()?;
-    let (toolbox, image) = release(context, &args.release)?;
     let out = args.out.clone().unwrap_or_else(|| context.repo().join("build"));
-    let name = format!("rustiot-{}-{}", image.board.name, image.version);
-    let path = out.join(format!("{name}.img"));
+    let name = format!("rustiot-{}-{}", args.release.board.board, args.release.version);
+    let [path, manifest] = ["img", "json"].map(|kind| out.join(format!("{name}.{kind}")));
+    rustiot_image::output_dir(&out)?;
+    rustiot_image::output_file(&path)?;
+    rustiot_image::output_file(&manifest)?;
+    let (toolbox, image) = release(context, &args.release)?;
     let request = DiskRequest { config, both_slots: false };
     std::fs::create_dir_all(&out)?;
     rustiot_image::disk(context, &toolbox, &image, &request, &path, &Plain)?;
-    rustiot_image::write_manifest(&image, &out.join(format!("{name}.json")))?;
+    rustiot_image::write_manifest(&image, &manifest)?;
     if args.json.json {
         let root_hash = &image.verity.root_hash;
         let sizes = image.sizes;
@@ -66,6 +69,11 @@ pub fn image(context: &Context, args: &args::Build) -> Done {
 
 /// `rustiot bundle`.
 pub fn bundle(context: &Context, args: &args::Bundle) -> Done {
+    let name = format!("rustiot-{}-{}.raucb", args.release.board.board, args.release.version);
+    let out = args.out.clone().unwrap_or_else(|| context.repo().join("build").join(name));
+    rustiot_image::output_file(&out)?;
+    let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty());
+    dir.map_or(Ok(()), rustiot_image::output_dir)?;
     let (toolbox, image) = release(context, &args.release)?;
     let signer = match (&args.cert, &args.key, &args.release.keyring) {
         (Some(cert), Some(key), Some(keyring)) => Signer {
@@ -76,11 +84,6 @@ pub fn bundle(context: &Context, args: &args::Bundle) -> Done {
         },
         _ => rustiot_image::keys::development(&toolbox, &dev_keys(context))?,
     };
-    let name = format!("rustiot-{}-{}.raucb", image.board.name, image.version);
-    let out = args.out.clone().unwrap_or_else(|| context.repo().join("build").join(name));
-    if let Some(dir) = out.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        std::fs::create_dir_all(dir)?;
-    }
     let request = BundleRequest {
         signer,
         description: format!("RustIoT OS {} for {}", image.version, image.board.name),
@@ -92,16 +95,16 @@ pub fn bundle(context: &Context, args: &args::Bundle) -> Done {
         println!("{}", json!({"bundle": out, "bytes": bytes, "version": image.version}));
     } else {
         println!("{} ({} MB)", out.display(), bytes / 1_000_000);
-        let dir = out.parent().unwrap_or(Path::new("."));
-        println!("Offer it to devices with: rustiot serve {}", dir.display());
+        println!("Offer it to devices with: rustiot serve {}", dir.unwrap_or(Path::new(".")).display());
     }
     Ok(())
 }
 
 /// `rustiot keys`.
 pub fn keys(context: &Context, out: Option<PathBuf>, json: bool) -> Done {
-    let toolbox = Toolbox::ensure(context, &Plain)?;
     let dir = out.unwrap_or_else(|| dev_keys(context));
+    rustiot_image::output_dir(&dir)?;
+    let toolbox = Toolbox::ensure(context, &Plain)?;
     let signer = rustiot_image::keys::development(&toolbox, &dir)?;
     let ssh = rustiot_image::keys::ssh_key(&toolbox, &dir)?;
     if json {

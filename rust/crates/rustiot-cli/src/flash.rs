@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek64};
 use serde::Serialize;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{IsTerminal, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -53,15 +53,20 @@ impl Extent {
 pub fn run(image: &Path, device: &Path, yes: bool, json: bool) -> Done {
     let source = File::open(image)
         .map_err(|e| Fail::new(Why::Usage, anyhow!(e).context(format!("cannot open {}", image.display()))))?;
-    let size = source.metadata().context("cannot read the image's size")?.len();
+    let meta = source.metadata().context("cannot read the image's size")?;
+    let size = meta.len();
     if size < HEAD {
         return Err(Fail::usage(format!("{} is no disk image: it is too small", image.display())));
     }
-    let target = open(device, size)?;
+    let target = open(device, &meta)?;
     let extents = plan(&source, image, size)?;
     let written: u64 = extents.iter().map(|extent| extent.len()).sum();
     if !yes {
         confirm(device, written)?;
+    }
+    // Only a file can still be too small here, and only now may it be changed.
+    if (&target).seek(SeekFrom::End(0)).context("no size")? < size {
+        target.set_len(size).context("cannot make the file large enough")?;
     }
     let started = Instant::now();
     let bar = progress(written.saturating_mul(2));
@@ -88,9 +93,9 @@ fn mb(bytes: u64) -> u64 {
     bytes / 1_000_000
 }
 
-/// Opens the medium if nothing uses it and the image fits.
-fn open(device: &Path, size: u64) -> Result<File, Fail> {
-    let shown = device.display();
+/// Opens the medium if nothing uses it and the image fits; a file grows later. Changes nothing.
+fn open(device: &Path, image: &Metadata) -> Result<File, Fail> {
+    let (shown, size) = (device.display(), image.len());
     let meta = std::fs::metadata(device)
         .map_err(|e| Fail::new(Why::Usage, anyhow!(e).context(format!("no medium at {shown}"))))?;
     let mut options = OpenOptions::new();
@@ -102,6 +107,11 @@ fn open(device: &Path, size: u64) -> Result<File, Fail> {
             let text = format!("{shown} is one partition; name the whole medium");
             return Err(Fail::usage(text));
         }
+        // A loop device over the image is the image; one that holds it is mounted, which is refused below.
+        let backing = std::fs::read_to_string(sys.join("loop/backing_file")).unwrap_or_default();
+        if std::fs::metadata(backing.trim_end_matches('\n')).is_ok_and(|file| same(&file, image)) {
+            return Err(itself(device));
+        }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("cannot see mounts")?;
         let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
         if let Some(user) = in_use(&sys, &mounts, &swaps) {
@@ -111,6 +121,8 @@ fn open(device: &Path, size: u64) -> Result<File, Fail> {
         options.custom_flags(nix::libc::O_EXCL);
     } else if !meta.is_file() {
         return Err(Fail::usage(format!("{shown} is neither a block device nor a file")));
+    } else if same(&meta, image) {
+        return Err(itself(device));
     }
     let target = options.open(device).map_err(|e| {
         let why = match e.raw_os_error() {
@@ -124,10 +136,16 @@ fn open(device: &Path, size: u64) -> Result<File, Fail> {
         let (room, size) = (mb(room), mb(size));
         return Err(Fail::refused(format!("{shown} has {room} MB; the image needs {size} MB")));
     }
-    if room < size {
-        target.set_len(size).context("cannot make the file large enough")?;
-    }
     Ok(target)
+}
+
+/// Whether both are one file, whatever their names.
+fn same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+fn itself(device: &Path) -> Fail {
+    Fail::usage(format!("{} is the image itself: name the medium to write it to", device.display()))
 }
 
 /// Who uses the disk at `sys` (below `/sys/dev/block`) or one of its partitions.
@@ -375,6 +393,41 @@ mod tests {
         let fail = run(&image, &device, true, false).unwrap_err();
         assert_eq!(fail.why(), Why::Usage);
         assert!(std::fs::read(&device).unwrap().iter().all(|b| *b == 2));
+    }
+
+    #[test]
+    fn an_image_is_never_written_to_itself_whatever_it_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = image(dir.path());
+        let before = std::fs::read(&image).unwrap();
+        let (link, hard) = (dir.path().join("link"), dir.path().join("hard"));
+        std::os::unix::fs::symlink(&image, &link).unwrap();
+        std::fs::hard_link(&image, &hard).unwrap();
+        for device in [&image, &link, &hard] {
+            let fail = run(&image, device, true, false).unwrap_err();
+            assert_eq!(fail.why(), Why::Usage);
+            assert!(fail.to_string().contains("is the image itself"), "{fail}");
+            assert_eq!(run(device, &image, true, false).unwrap_err().why(), Why::Usage);
+        }
+        assert!(std::fs::read(&image).unwrap() == before, "it was changed");
+    }
+
+    #[test]
+    fn a_file_grows_only_after_all_questions() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = image(dir.path());
+        let (device, other) = (dir.path().join("card"), dir.path().join("other"));
+        std::fs::write(&device, "short").unwrap();
+        std::fs::write(&other, vec![1; 4 << 20]).unwrap();
+        assert_eq!(run(&other, &device, true, false).unwrap_err().why(), Why::Usage, "no image");
+        assert_eq!(std::fs::read(&device).unwrap(), b"short");
+        // The question itself needs a terminal; without one it is refused.
+        if !std::io::stdin().is_terminal() {
+            assert_eq!(run(&image, &device, false, false).unwrap_err().why(), Why::Usage);
+            assert_eq!(std::fs::read(&device).unwrap(), b"short");
+        }
+        run(&image, &device, true, false).unwrap();
+        assert_eq!(std::fs::metadata(&device).unwrap().len(), 16 * MB);
     }
 
     #[test]

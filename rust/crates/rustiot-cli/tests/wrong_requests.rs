@@ -140,6 +140,25 @@ fn a_missing_package_is_named_with_the_way_to_get_it() {
 }
 
 #[test]
+fn an_output_that_cannot_be_is_refused_before_anything_is_built_and_nothing_in_it_is_touched() {
+    let clone = Clone::new();
+    let precious = clone.path("out/precious");
+    fs::create_dir(clone.path("out")).unwrap();
+    fs::write(&precious, "mine").unwrap();
+    clone.refused(&["bundle", "--out", "out"], 2, &["out is a directory", "name the file"]);
+    let words = &["out/precious is no directory"];
+    clone.refused(&["bundle", "--out", "out/precious/x.raucb"], 2, words);
+    clone.refused(&["image", "build", "--out", "out/precious"], 2, words);
+    clone.refused(&["keys", "--out", "out/precious"], 2, words);
+    fs::create_dir(clone.path("out/rustiot-qemux86-64-0.1.0.img")).unwrap();
+    clone.refused(&["image", "build", "--out", "out"], 2, &["0.1.0.img is a directory"]);
+    clone.refused(&["repo", "keys", "--out", "out"], 3, &["out exists"]);
+    clone.refused(&["repo", "init", "--repo", "out/precious"], 1, &["out/precious"]);
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "mine");
+    assert!(!clone.path("out/keys").exists());
+}
+
+#[test]
 fn a_medium_that_cannot_be_flashed_says_why() {
     let clone = Clone::new();
     let (image, small) = (clone.path("image.img"), clone.path("small.img"));
@@ -166,6 +185,7 @@ fn a_medium_that_is_too_small_is_told_before_anything_is_written() {
     let image = image.to_string_lossy().into_owned();
     let result = std::panic::catch_unwind(|| {
         clone.refused(&["flash", &image, &device, "--yes"], 3, &[&device, "has 4 MB", "needs 8 MB"]);
+        clone.refused(&["flash", "small.img", &device, "--yes"], 2, &[&device, "is the image itself"]);
     });
     let detached = Command::new("losetup").args(["--detach", &device]).status().unwrap();
     assert!(result.is_ok() && detached.success());

@@ -445,13 +445,6 @@ text_value! {
     }
 }
 
-impl Cidr {
-    /// True for an IPv6 address.
-    pub fn is_v6(&self) -> bool {
-        self.0.contains(':')
-    }
-}
-
 text_value! {
     /// An IP address.
     Ip,

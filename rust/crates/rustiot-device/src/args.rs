@@ -33,6 +33,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Version, slot, health, last update and configuration on one screen.
+    #[command(after_help = "Examples:\n  \
+        rustiot status\n  \
+        rustiot status --json   for programs")]
     Status,
     /// Install releases and see what became of them.
     #[command(subcommand)]
@@ -41,12 +44,24 @@ pub enum Command {
     #[command(subcommand)]
     Provision(Provision),
     /// The health checks and what they say now.
+    #[command(after_help = "Examples:\n  \
+        rustiot health\n  \
+        rustiot health --json   for programs")]
     Health,
     /// Both slots: what they hold, which one runs, what the boot loader will do.
+    #[command(after_help = "Examples:\n  \
+        rustiot slots\n  \
+        rustiot slots --json   the boot record and the loader, for programs")]
     Slots,
     /// The last starts of this device, with the reason of each reset.
+    #[command(after_help = "Examples:\n  \
+        rustiot boots\n  \
+        rustiot boots --json   for programs")]
     Boots,
     /// Run a part of the system in the foreground, as systemd does by the program's name.
+    #[command(after_help = "Examples:\n  \
+        rustiot daemon provision status\n  \
+        rustiot daemon health         after `systemctl stop rustiot-health`")]
     Daemon {
         /// Which part.
         #[arg(value_name = "NAME")]
@@ -60,6 +75,9 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum Update {
     /// Look into the repository for a release for this device.
+    #[command(after_help = "Examples:\n  \
+        rustiot update check\n  \
+        rustiot update check --json   for programs")]
     Check,
     /// What would be installed, by which way, and what it costs, before a byte is fetched.
     #[command(after_help = "Examples:\n  \
@@ -67,6 +85,9 @@ pub enum Update {
         rustiot update plan --json   for programs")]
     Plan,
     /// Download what is available, and hold it before the install.
+    #[command(after_help = "Examples:\n  \
+        rustiot update download\n  \
+        rustiot update install    what was downloaded")]
     Download,
     /// Install a signed release into the other slot, try it, keep it if it is healthy.
     #[command(after_help = "Examples:\n  \
@@ -77,18 +98,31 @@ pub enum Update {
         The install goes on when this command is interrupted; `rustiot update cancel` takes it back.")]
     Install(Install),
     /// What the update service is doing.
+    #[command(after_help = "Examples:\n  \
+        rustiot update status\n  \
+        rustiot update status --json   for programs")]
     Status,
     /// The last refusal or failure: what, why, and what to do next.
+    #[command(after_help = "Examples:\n  \
+        rustiot update why\n  \
+        rustiot update why --json   for programs")]
     Why,
     /// Take back what is being installed, is installed, or waits for its trial.
+    #[command(after_help = "Example:\n  \
+        rustiot update cancel")]
     Cancel,
     /// Make the next start the trial of what is installed (without an install: go back to the other slot's release).
+    #[command(after_help = "Examples:\n  \
+        rustiot update activate            tried at the next start, whenever that is\n  \
+        rustiot update activate --reboot   tried now")]
     Activate {
         /// Restart at once.
         #[arg(long)]
         reboot: bool,
     },
     /// Restart into the trial, also while applications put it off.
+    #[command(after_help = "Example:\n  \
+        rustiot update reboot")]
     Reboot,
     /// Hold the update under way before a stage; `none` lets it go on.
     #[command(after_help = "Examples:\n  \
@@ -118,8 +152,14 @@ pub enum Update {
         refuse: bool,
     },
     /// What the device may do by itself now: windows, limits, who puts off a restart.
+    #[command(after_help = "Examples:\n  \
+        rustiot update policy\n  \
+        rustiot update policy --json   for programs")]
     Policy,
     /// Updates of the past: result, reason, log.
+    #[command(after_help = "Examples:\n  \
+        rustiot update history\n  \
+        rustiot update history --json   for programs")]
     History,
 }
 
@@ -214,8 +254,13 @@ impl HoldAt {
 #[derive(Debug, Subcommand)]
 pub enum Provision {
     /// What provisioning did at this start, and all it has to say about the configuration.
+    #[command(after_help = "Examples:\n  \
+        rustiot provision status\n  \
+        rustiot provision status --json   for programs")]
     Status,
     /// Read the configuration again and put it into force.
+    #[command(after_help = "Example:\n  \
+        rustiot provision apply   after /config/rustiot.toml was changed")]
     Apply,
 }
 
@@ -252,6 +297,32 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_and_they_are_right() {
+        fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, String)>) {
+            if !command.has_subcommands() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                found.push((path.to_owned(), help));
+            }
+            for sub in command.get_subcommands() {
+                leaves(sub, &format!("{path} {}", sub.get_name()), found);
+            }
+        }
+        let mut found = Vec::new();
+        leaves(&<Cli as clap::CommandFactory>::command(), "rustiot", &mut found);
+        assert!(found.len() > 15, "{found:?}");
+        for (path, help) in found {
+            let examples: Vec<&str> =
+                help.lines().map(str::trim).filter(|line| line.starts_with("rustiot ")).collect();
+            assert!(examples.iter().any(|example| example.starts_with(&path)), "{path} has no example");
+            for example in examples {
+                // What it does stands behind two spaces.
+                let line = example.split("  ").next().unwrap_or_default();
+                Cli::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));
+            }
+        }
     }
 
     #[test]

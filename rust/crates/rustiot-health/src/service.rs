@@ -93,6 +93,10 @@ pub async fn run() -> anyhow::Result<()> {
         term.recv().await;
         return Ok(());
     }
+    if service.gate.state() == State::Stable {
+        // Started again in a boot that is stable: the gate opened long ago, and boot-complete.target waits for us.
+        notify("READY=1\nSTATUS=healthy");
+    }
     loop {
         let round = async {
             let pause = service.round().await;

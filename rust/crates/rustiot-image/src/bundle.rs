@@ -2,9 +2,9 @@
 //! compressed: the images lie in it byte for byte, so that a delta against the running slot makes the exact bundle and
 //! compression happens where it travels (`docs/decisions/0030-deltas.md`).
 
-use crate::cache::{remove, write};
+use crate::cache::write;
 use crate::context::{Progress, step};
-use crate::error::{At, Error, refused};
+use crate::error::{At, Error, output_file, refused, wrong};
 use crate::image::Image;
 use crate::keys::Signer;
 use crate::root::EPOCH;
@@ -42,12 +42,8 @@ pub fn bundle(
 }
 
 fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path) -> Result<(), Error> {
-    let (dir, file) = match (out.parent(), out.file_name()) {
-        (Some(dir), Some(file)) => (dir, file.to_string_lossy().into_owned()),
-        _ => return Err(refused(format!("{} is no file name", out.display()), "name the bundle's file")),
-    };
-    fs::create_dir_all(dir).at("create", dir)?;
-    let dir = dir.canonicalize().at("find", dir)?;
+    output_file(out)?;
+    let (dir, out) = destination(out)?;
     let work =
         tempfile::Builder::new().prefix(".bundle-").tempdir_in(&dir).at("create a directory in", &dir)?;
     let content = work.path().join("content");
@@ -87,7 +83,19 @@ fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path)
     args.push(format!("--mksquashfs-args={SQUASHFS}"));
     args.extend([content.to_string_lossy().into_owned(), made.to_string_lossy().into_owned()]);
     toolbox.run_at(EPOCH, "rauc", args)?;
-    publish(&made, &dir.join(file))
+    publish(&made, &out)
+}
+
+/// The directory, made if it is missing, and the file in it, both absolute.
+fn destination(out: &Path) -> Result<(PathBuf, PathBuf), Error> {
+    let whole = std::path::absolute(out).at("find", out)?;
+    let (Some(dir), Some(file)) = (whole.parent(), whole.file_name()) else {
+        return Err(wrong(format!("{} is no file name", out.display()), "name the bundle's file"));
+    };
+    fs::create_dir_all(dir).at("create", dir)?;
+    let dir = dir.canonicalize().at("find", dir)?;
+    let out = dir.join(file);
+    Ok((dir, out))
 }
 
 /// A file as an absolute path that the toolbox sees, or a PKCS#11 URI as it is.
@@ -128,6 +136,32 @@ fn manifest(image: &Image, request: &BundleRequest) -> Result<String, Error> {
 
 #[expect(clippy::disallowed_methods, reason = "a build product: a build that is cut short starts over")]
 fn publish(made: &Path, out: &Path) -> Result<(), Error> {
-    remove(out)?;
     fs::rename(made, out).at("write", out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_file_name_is_one_in_the_current_directory() {
+        let here = std::env::current_dir().unwrap().canonicalize().unwrap();
+        let (dir, out) = destination(Path::new("release.raucb")).unwrap();
+        assert_eq!((dir, out), (here.clone(), here.join("release.raucb")));
+        assert!(matches!(destination(Path::new("/")).unwrap_err(), Error::Request { .. }));
+    }
+
+    #[test]
+    fn a_bundle_replaces_a_file_and_never_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let (made, file, other) = (dir.path().join("made"), dir.path().join("file"), dir.path().join("other"));
+        write(&made, "new").unwrap();
+        write(&file, "old").unwrap();
+        fs::create_dir(&other).unwrap();
+        write(&other.join("precious"), "mine").unwrap();
+        assert!(publish(&made, &other).is_err());
+        assert_eq!(fs::read_to_string(other.join("precious")).unwrap(), "mine");
+        publish(&made, &file).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+    }
 }

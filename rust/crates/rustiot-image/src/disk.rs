@@ -4,7 +4,7 @@
 use crate::boot::fat;
 use crate::cache::write;
 use crate::context::{Context, Progress, step};
-use crate::error::{At, Error, content, refused};
+use crate::error::{At, Error, content, output_file, refused};
 use crate::fit;
 use crate::image::Image;
 use crate::toolbox::Toolbox;
@@ -73,6 +73,7 @@ fn create(
     request: &DiskRequest,
     out: &Path,
 ) -> Result<(), Error> {
+    output_file(out)?;
     let (places, total) = places(&image.layout, image.board.boot.loader);
     if total > image.board.storage.min_medium.bytes() {
         return Err(Error::TooLarge {

@@ -107,6 +107,35 @@ pub(crate) fn wrong(problem: impl Into<String>, remedy: impl Into<String>) -> Er
     Error::Request { problem: problem.into(), remedy: remedy.into() }
 }
 
+/// Whether a build's result may become the file `out`: what is no file is never replaced. Ask before building.
+///
+/// # Errors
+/// A directory (or a device) is there.
+pub fn output_file(out: &Path) -> Result<(), Error> {
+    match std::fs::metadata(out) {
+        Ok(there) if there.is_dir() => {
+            Err(wrong(format!("{} is a directory", out.display()), "name the file to write, in it or elsewhere"))
+        }
+        Ok(there) if !there.is_file() => {
+            Err(wrong(format!("{} is no file", out.display()), "name the file to write"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether results may be put into the directory `out`, which need not be there. Ask before building.
+///
+/// # Errors
+/// Something else is there, or in the place of a directory above it.
+pub fn output_dir(out: &Path) -> Result<(), Error> {
+    match out.ancestors().find(|dir| std::fs::symlink_metadata(dir).is_ok()) {
+        Some(there) if !there.is_dir() => {
+            Err(wrong(format!("{} is no directory", there.display()), "name a directory, there or to be made"))
+        }
+        _ => Ok(()),
+    }
+}
+
 pub(crate) fn content(path: impl AsRef<Path>, problem: impl Into<String>) -> Error {
     Error::Content { path: path.as_ref().into(), problem: problem.into() }
 }

@@ -3,8 +3,9 @@
 
 use crate::error::{At, Error, refused};
 use crate::toolbox::Toolbox;
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Who signs a bundle.
@@ -76,9 +77,7 @@ fn create_alone(toolbox: &Toolbox, dir: &Path) -> Result<(), Error> {
     }
     // Made beside and moved in, so that an interrupted run leaves no half CA.
     let toolbox = &toolbox.clone().with_path(dir);
-    let work = dir.join(".new");
-    crate::cache::remove(&work)?;
-    private_dir(&work)?;
+    let work = work(dir)?;
     let config = work.join("openssl.cnf");
     crate::cache::write(&config, OPENSSL)?;
     let at = |name: &str| work.join(name).to_string_lossy().into_owned();
@@ -167,10 +166,25 @@ pub fn ssh_key(toolbox: &Toolbox, dir: &Path) -> Result<SshKey, Error> {
     let there = || private.is_file() && public.is_file();
     let _alone = if there() { None } else { Some(alone(dir)?) };
     if !there() {
-        crate::cache::remove(&private)?;
-        let path = private.to_string_lossy();
-        let args = ["-q", "-t", "ed25519", "-N", "", "-C", "rustiot-development", "-f", &path];
+        if fs::symlink_metadata(&private).is_ok() {
+            return Err(refused(
+                format!("{} is there without its public half", private.display()),
+                format!(
+                    "make that with `ssh-keygen -y -f {} > {}`, or move the file away",
+                    private.display(),
+                    public.display()
+                ),
+            ));
+        }
+        // Made beside and moved in, as the CA is: the private half last, so that a half is only ever the public one.
+        let work = work(dir)?;
+        let made = work.join("dev-ssh");
+        let args = ["-q", "-t", "ed25519", "-N", "", "-C", "rustiot-development", "-f"].map(OsStr::new);
+        let args = args.into_iter().chain([made.as_os_str()]);
         toolbox.clone().with_path(dir).run("ssh-keygen", args)?;
+        fs::copy(work.join("dev-ssh.pub"), &public).at("write", &public)?;
+        fs::hard_link(&made, &private).at("move into place", &private)?;
+        crate::cache::remove(&work)?;
     }
     let line = fs::read_to_string(&public).at("read", &public)?;
     Ok(SshKey { private, public: line.trim().to_owned() })
@@ -185,9 +199,17 @@ fn alone(dir: &Path) -> Result<File, Error> {
     Ok(lock)
 }
 
+/// A directory for keys. One that is there keeps its mode: it may hold more than ours, and keys have their own.
 fn private_dir(dir: &Path) -> Result<(), Error> {
-    fs::create_dir_all(dir).at("create", dir)?;
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).at("set the mode of", dir)
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).at("create", dir)
+}
+
+/// An empty directory in `dir` to make keys in.
+fn work(dir: &Path) -> Result<PathBuf, Error> {
+    let work = dir.join(".rustiot-new-keys");
+    crate::cache::remove(&work)?;
+    private_dir(&work)?;
+    Ok(work)
 }
 
 #[cfg(test)]
@@ -206,6 +228,17 @@ mod tests {
         put("dev-ca.cert.pem");
         let signer = development(&toolbox, dir.path()).unwrap();
         assert_eq!(signer.keyring, dir.path().join("dev-ca.cert.pem"));
+    }
+
+    #[test]
+    fn half_a_login_key_is_never_removed_and_a_directory_keeps_its_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        crate::cache::write(&dir.path().join("dev-ssh"), "precious").unwrap();
+        let error = ssh_key(&Toolbox::of_nothing(), dir.path()).unwrap_err();
+        assert!(matches!(error, Error::Refused { .. }) && error.to_string().contains("ssh-keygen -y"), "{error}");
+        assert_eq!(fs::read_to_string(dir.path().join("dev-ssh")).unwrap(), "precious");
+        assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o755);
     }
 
     #[test]

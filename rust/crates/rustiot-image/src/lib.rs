@@ -41,7 +41,7 @@ pub use baseline::{ArchiveSizes, Baseline, Generator, archive_sizes};
 pub use bundle::{BundleRequest, bundle};
 pub use context::{Context, Plain, Progress, Silent};
 pub use disk::{DiskRequest, Place, check_medium, disk, lint, places};
-pub use error::Error;
+pub use error::{Error, output_dir, output_file};
 pub use image::{Image, Request, Sizes, board, boards, build, check, verify, write_manifest};
 pub use initramfs::Init;
 pub use programs::Programs;

@@ -37,17 +37,19 @@ impl Tool for BundleTools {
     #[expect(clippy::disallowed_methods, reason = "gone with its temporary directory")]
     fn verify(&self, bundle: &Path) -> Result<(), String> {
         let bundle = bundle.canonicalize().map_err(|error| error.to_string())?;
+        // RAUC takes a relative one from the directory of its configuration.
+        let keyring = self.keyring.canonicalize().map_err(|error| error.to_string())?;
         // As a device checks it (conf/rauc/system.conf.in): without this RAUC wants certificates for e-mail.
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let config = dir.path().join("system.conf");
         let text = format!(
             "[system]\ncompatible=any\nbootloader=noop\n\n[keyring]\npath={}\ncheck-purpose=codesign\n\
              allow-partial-chain=true\n",
-            self.keyring.display()
+            keyring.display()
         );
         std::fs::write(&config, text).map_err(|error| error.to_string())?;
         let conf = format!("--conf={}", config.display());
-        self.run([&bundle, &self.keyring], "rauc", &[conf.as_ref(), "info".as_ref(), bundle.as_os_str()])
+        self.run([&bundle, &keyring], "rauc", &[conf.as_ref(), "info".as_ref(), bundle.as_os_str()])
     }
 
     fn unpack(&self, bundle: &Path, to: &Path) -> Result<(), String> {

@@ -89,10 +89,13 @@ impl Toolbox {
         Toolbox { root: "/nonexistent".into(), binds: Vec::new(), environment: BTreeMap::new() }
     }
 
-    /// Lets commands see `path` too, at its own place.
+    /// Lets commands see `path` too, at its own place. A relative one is below the current directory, which is what
+    /// the parent of a bare file name, the empty path, means too.
     #[must_use]
     pub fn with_path(mut self, path: &Path) -> Self {
-        self.binds.push(path.into());
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        // It only fails where there is no current directory, and then the command fails as well.
+        self.binds.push(std::path::absolute(path).unwrap_or_else(|_| path.into()));
         self
     }
 
@@ -252,6 +255,13 @@ mod tests {
         assert_eq!((get("TERM"), get("HOME")), (Some("mine"), Some("/root")));
         assert_eq!(get("PATH"), Some("/usr/sbin:/usr/bin:/sbin:/bin"));
         assert_eq!((get("LD_PRELOAD"), get("RAUC_PKCS11_MODULE")), (None, None));
+    }
+
+    #[test]
+    fn commands_see_a_relative_path_where_it_is_and_not_glued_to_the_root() {
+        let here = std::env::current_dir().unwrap();
+        let toolbox = ["keys", "", "/abs"].iter().fold(Toolbox::of_nothing(), |t, p| t.with_path(Path::new(p)));
+        assert_eq!(toolbox.binds, [here.join("keys"), here.clone(), "/abs".into()]);
     }
 
     #[test]

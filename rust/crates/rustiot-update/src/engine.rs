@@ -140,7 +140,12 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         status: watch::Sender<Status>,
     ) -> Self {
         let tx = store.transaction();
-        let (why, history, check) = (store.why(), store.history(), store.check());
+        let history = store.history().unwrap_or_else(|failure| {
+            // None is shown; what there is stays where it is.
+            eprintln!("{failure}: {}", failure.chain.join(": "));
+            Vec::new()
+        });
+        let (why, check) = (store.why(), store.check());
         status.send_modify(|s| (s.why, s.history, s.check) = (why, history, check));
         Self {
             ports,
@@ -494,7 +499,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                 .polling
                 .due()
                 .map(|at| now.saturating_add(at.saturating_duration_since(Instant::now()).as_secs())),
-            reports_waiting: self.store.reports().len(),
+            reports_waiting: self.store.reports().map_or(0, |waiting| waiting.len()),
         }
     }
 

@@ -33,12 +33,6 @@ impl WayKind {
             Self::Plain => "plain",
         }
     }
-
-    /// Whether the file must be whole on the device before it can be used.
-    #[must_use]
-    pub fn is_stored(self) -> bool {
-        matches!(self, Self::Delta)
-    }
 }
 
 /// One way to get the bundle.

@@ -9,6 +9,7 @@ use rustiot_http::{Backoff, Http, Url};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::failure::Failure;
 use crate::store::Store;
 
 /// How often the queue is looked at.
@@ -47,6 +48,15 @@ pub(crate) struct Sender {
     pub running: String,
 }
 
+/// Why nothing was posted.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{failure}: {}", .failure.chain.join(": "))]
+    Store { failure: Failure },
+    #[error(transparent)]
+    Post(#[from] rustiot_http::Error),
+}
+
 /// Posts what waits, for as long as the service runs. `target` says where to and with which client, each time.
 pub(crate) async fn run(store: &Store, sender: &Sender, target: impl Fn() -> Option<(Url, Http)>) {
     let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP);
@@ -57,7 +67,11 @@ pub(crate) async fn run(store: &Store, sender: &Sender, target: impl Fn() -> Opt
                 LOOK_EVERY
             }
             Err(error) => {
-                let pause = backoff.after_answer(error.retry_after());
+                let asked = match &error {
+                    Error::Post(error) => error.retry_after(),
+                    Error::Store { .. } => None,
+                };
+                let pause = backoff.after_answer(asked);
                 eprintln!("outcomes are not posted: {error}; again in {} s", pause.as_secs());
                 pause
             }
@@ -70,8 +84,8 @@ async fn post(
     store: &Store,
     sender: &Sender,
     target: &impl Fn() -> Option<(Url, Http)>,
-) -> Result<(), rustiot_http::Error> {
-    let waiting = store.reports();
+) -> Result<(), Error> {
+    let waiting = store.reports().map_err(|failure| Error::Store { failure })?;
     if waiting.is_empty() {
         return Ok(());
     }
@@ -141,9 +155,13 @@ mod tests {
         store.add_report(serde_json::json!({"transaction": "2"})).unwrap();
         assert!(post(&store, &sender, &|| None).await.is_ok());
         assert!(post(&store, &sender, &target).await.is_err());
-        assert_eq!(store.reports().len(), 2, "forgotten although nobody took it");
+        assert_eq!(store.reports().unwrap().len(), 2, "forgotten although nobody took it");
         post(&store, &sender, &target).await.unwrap();
-        assert_eq!(store.reports().len(), 0);
+        assert_eq!(store.reports().unwrap().len(), 0);
+        std::fs::remove_file(dir.path().join("reports.jsonl")).unwrap();
+        std::fs::create_dir(dir.path().join("reports.jsonl")).unwrap();
+        let error = post(&store, &sender, &target).await.unwrap_err().to_string();
+        assert!(error.contains("cannot read") && error.contains("reports.jsonl: "), "{error}");
         let bodies = task.await.unwrap();
         assert_eq!(bodies[0], bodies[1]);
         assert_eq!(bodies[1]["outcomes"][1]["transaction"], "2");

@@ -1,8 +1,12 @@
 //! What the service remembers over a restart: the transaction under way, the history, the last refusal.
 //!
 //! Everything is written durably and read leniently: a file that cannot be parsed is as good as none, a line of the
-//! history that cannot be parsed is dropped. Decides nothing. Used by the engine only.
+//! history that cannot be parsed is dropped. A list that cannot be *read* is not an empty one: it is never written
+//! over, and what was to be added waits in memory for the next time. Decides nothing. Used by the engine and by
+//! `report`.
 
+use std::cell::RefCell;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use rustiot_durable::atomic_write;
@@ -26,6 +30,9 @@ const LOG_LINE_BYTES: usize = 240;
 #[derive(Debug)]
 pub struct Store {
     dir: PathBuf,
+    /// What could not be written yet.
+    late_entries: RefCell<Vec<HistoryEntry>>,
+    late_reports: RefCell<Vec<serde_json::Value>>,
 }
 
 impl Store {
@@ -36,7 +43,7 @@ impl Store {
     pub fn open(dir: impl Into<PathBuf>) -> Result<Self, Failure> {
         let dir = dir.into();
         std::fs::create_dir_all(&dir).map_err(|e| state("cannot create", &dir, &e))?;
-        Ok(Self { dir })
+        Ok(Self { dir, late_entries: RefCell::default(), late_reports: RefCell::default() })
     }
 
     /// The transaction under way.
@@ -82,33 +89,43 @@ impl Store {
     }
 
     /// Outcomes that wait to be posted, oldest first, each as JSON.
-    #[must_use]
-    pub fn reports(&self) -> Vec<serde_json::Value> {
-        let text = std::fs::read(self.dir.join("reports.jsonl")).unwrap_or_default();
-        text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    ///
+    /// # Errors
+    /// [`Kind::State`] when they cannot be read.
+    pub fn reports(&self) -> Result<Vec<serde_json::Value>, Failure> {
+        self.lines("reports.jsonl")
     }
 
     /// Adds an outcome to those that wait; the oldest go when there are too many, and one that waits is not added
     /// twice.
     ///
     /// # Errors
-    /// [`Kind::State`] when it cannot be written.
+    /// [`Kind::State`] when those that wait cannot be read or written; this one goes with the next then.
     pub fn add_report(&self, report: serde_json::Value) -> Result<(), Failure> {
-        let mut waiting = self.reports();
-        if !waiting.contains(&report) {
-            waiting.push(report);
-            waiting.drain(..waiting.len().saturating_sub(REPORTS));
+        let mut late = self.late_reports.borrow_mut();
+        late.push(report);
+        keep_newest(&mut late, REPORTS);
+        let mut waiting = self.reports()?;
+        let before = waiting.len();
+        for report in late.iter() {
+            if !waiting.contains(report) {
+                waiting.push(report.clone());
+            }
+        }
+        if waiting.len() > before {
+            keep_newest(&mut waiting, REPORTS);
             self.set_reports(&waiting)?;
         }
+        late.clear();
         Ok(())
     }
 
     /// Forgets outcomes that have been posted.
     ///
     /// # Errors
-    /// [`Kind::State`] when it cannot be written.
+    /// [`Kind::State`] when those that wait cannot be read or written.
     pub fn remove_reports(&self, posted: &[serde_json::Value]) -> Result<(), Failure> {
-        let mut waiting = self.reports();
+        let mut waiting = self.reports()?;
         waiting.retain(|report| !posted.contains(report));
         self.set_reports(&waiting)
     }
@@ -119,40 +136,59 @@ impl Store {
     }
 
     /// Ended transactions, newest last.
-    #[must_use]
-    pub fn history(&self) -> Vec<HistoryEntry> {
-        let text = std::fs::read(self.dir.join("history.jsonl")).unwrap_or_default();
-        text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    ///
+    /// # Errors
+    /// [`Kind::State`] when they cannot be read.
+    pub fn history(&self) -> Result<Vec<HistoryEntry>, Failure> {
+        self.lines("history.jsonl")
     }
 
     /// Adds an ended transaction and returns the bounded history. An entry with the same transaction id and result
     /// is not added twice: a power cut between this and the next write repeats the call.
     ///
     /// # Errors
-    /// [`Kind::State`] when it cannot be written.
+    /// [`Kind::State`] when the history cannot be read or written; this entry goes with the next then.
     pub fn append(&self, mut entry: HistoryEntry) -> Result<Vec<HistoryEntry>, Failure> {
-        let mut history = self.history();
-        let known = |old: &HistoryEntry| {
-            !entry.transaction.is_empty()
-                && old.transaction == entry.transaction
-                && old.result == entry.result
-        };
-        if history.last().is_some_and(known) {
-            return Ok(history);
-        }
         bound_log(&mut entry.log);
-        history.push(entry);
-        history.drain(..history.len().saturating_sub(HISTORY_ENTRIES));
-        let old = history.len().saturating_sub(HISTORY_LOGS);
-        history.iter_mut().take(old).for_each(|entry| entry.log.clear());
-        let mut text = Vec::new();
-        for entry in &history {
-            serde_json::to_writer(&mut text, entry)
-                .map_err(|e| Failure::from_error(Kind::State, "cannot write the update history", &e))?;
-            text.push(b'\n');
+        let mut late = self.late_entries.borrow_mut();
+        late.push(entry);
+        keep_newest(&mut late, HISTORY_ENTRIES);
+        let mut history = self.history()?;
+        let before = history.len();
+        for entry in late.iter() {
+            let known = |old: &HistoryEntry| {
+                !entry.transaction.is_empty()
+                    && old.transaction == entry.transaction
+                    && old.result == entry.result
+            };
+            if !history.last().is_some_and(known) {
+                history.push(entry.clone());
+            }
         }
-        self.write("history.jsonl", &text)?;
+        if history.len() > before {
+            keep_newest(&mut history, HISTORY_ENTRIES);
+            let old = history.len().saturating_sub(HISTORY_LOGS);
+            history.iter_mut().take(old).for_each(|entry| entry.log.clear());
+            let mut text = Vec::new();
+            for entry in &history {
+                serde_json::to_writer(&mut text, entry)
+                    .map_err(|e| Failure::from_error(Kind::State, "cannot write the update history", &e))?;
+                text.push(b'\n');
+            }
+            self.write("history.jsonl", &text)?;
+        }
+        late.clear();
         Ok(history)
+    }
+
+    /// The values of a file with one in each line; no file has none.
+    fn lines<T: DeserializeOwned>(&self, name: &str) -> Result<Vec<T>, Failure> {
+        let path = self.dir.join(name);
+        match std::fs::read(&path) {
+            Ok(text) => Ok(values(&text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(state("cannot read", &path, &error)),
+        }
     }
 
     fn set<T: Serialize>(&self, name: &str, value: Option<&T>) -> Result<(), Failure> {
@@ -164,21 +200,41 @@ impl Store {
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
         let path = self.dir.join(name);
-        atomic_write(&path, bytes).map_err(|e| state("cannot write", &path, &e))
+        // The error names the file.
+        atomic_write(&path, bytes).map_err(|e| {
+            Failure::from_error(Kind::State, "the update cannot be remembered", &e).hint(STATE_HINT)
+        })
     }
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+/// What can be told from each line.
+fn values<T: DeserializeOwned>(text: &[u8]) -> Vec<T> {
+    text.split(|b| *b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
 }
 
+fn keep_newest<T>(list: &mut Vec<T>, most: usize) {
+    list.drain(..list.len().saturating_sub(most));
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => {
+            eprintln!("cannot read {}: {error}; taken as not there", path.display());
+            None
+        }
+    }
+}
+
+const STATE_HINT: &str = "is the state partition mounted and not full? `rustiot status`, `df /state`";
+
 fn state(what: &str, path: &Path, error: &dyn std::error::Error) -> Failure {
-    Failure::from_error(Kind::State, format!("{what} {}", path.display()), error)
-        .hint("is the state partition mounted and not full? `rustiot status`, `df /state`")
+    Failure::from_error(Kind::State, format!("{what} {}", path.display()), error).hint(STATE_HINT)
 }
 
 fn bound_log(log: &mut Vec<String>) {
-    log.drain(..log.len().saturating_sub(LOG_LINES));
+    keep_newest(log, LOG_LINES);
     for line in log {
         let mut end = LOG_LINE_BYTES.min(line.len());
         while !line.is_char_boundary(end) {
@@ -225,10 +281,10 @@ mod tests {
             store.add_report(serde_json::json!({ "id": id })).unwrap();
             store.add_report(serde_json::json!({ "id": id })).unwrap();
         }
-        let waiting = store.reports();
+        let waiting = store.reports().unwrap();
         assert_eq!((waiting.len(), waiting[0]["id"].as_u64()), (REPORTS, Some(3)));
         store.remove_reports(&waiting[..2]).unwrap();
-        assert_eq!(store.reports()[0]["id"], 5);
+        assert_eq!(store.reports().unwrap()[0]["id"], 5);
     }
 
     #[test]
@@ -238,7 +294,7 @@ mod tests {
         for id in 0..HISTORY_ENTRIES + 5 {
             store.append(entry(id)).unwrap();
         }
-        let history = store.history();
+        let history = store.history().unwrap();
         assert_eq!(history.len(), HISTORY_ENTRIES);
         assert_eq!(history.first().unwrap().transaction, "5");
         assert_eq!(history.iter().filter(|e| !e.log.is_empty()).count(), HISTORY_LOGS);
@@ -264,7 +320,45 @@ mod tests {
         let mut bytes = b"{\"transaction\": \xff\n\n".to_vec();
         bytes.extend(std::fs::read(&path).unwrap());
         atomic_write(&path, &bytes).unwrap();
-        assert_eq!(store.history(), [entry(1)]);
+        assert_eq!(store.history().unwrap(), [entry(1)]);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_not_written_over_and_what_was_added_goes_with_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let report = |id: usize| serde_json::json!({ "id": id });
+        store.append(entry(1)).unwrap();
+        store.add_report(report(1)).unwrap();
+        // A directory in its place is a read error that is not "there is none", for root as well.
+        let hide = |name: &str| {
+            std::fs::hard_link(dir.path().join(name), dir.path().join("kept")).unwrap();
+            std::fs::remove_file(dir.path().join(name)).unwrap();
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        };
+        let show = |name: &str| {
+            std::fs::remove_dir(dir.path().join(name)).unwrap();
+            std::fs::hard_link(dir.path().join("kept"), dir.path().join(name)).unwrap();
+            std::fs::remove_file(dir.path().join("kept")).unwrap();
+        };
+        hide("history.jsonl");
+        let failure = store.append(entry(2)).unwrap_err();
+        assert_eq!(failure.kind, Kind::State);
+        assert!(failure.message.starts_with("cannot read"), "{failure}");
+        assert!(failure.message.ends_with("history.jsonl") && !failure.chain.is_empty(), "{failure:?}");
+        assert!(dir.path().join("history.jsonl").is_dir(), "written over");
+        assert_eq!(store.history().unwrap_err(), failure);
+        show("history.jsonl");
+        assert_eq!(store.append(entry(3)).unwrap(), [entry(1), entry(2), entry(3)]);
+        assert_eq!(store.history().unwrap(), [entry(1), entry(2), entry(3)]);
+
+        hide("reports.jsonl");
+        assert_eq!(store.add_report(report(2)).unwrap_err().kind, Kind::State);
+        assert_eq!(store.remove_reports(&[report(1)]).unwrap_err().kind, Kind::State);
+        assert!(dir.path().join("reports.jsonl").is_dir(), "written over");
+        show("reports.jsonl");
+        store.add_report(report(3)).unwrap();
+        assert_eq!(store.reports().unwrap(), [report(1), report(2), report(3)]);
     }
 
     #[test]
@@ -294,7 +388,7 @@ mod tests {
             atomic_write(&dir.path().join("history.jsonl"), &bytes).unwrap();
             atomic_write(&dir.path().join("transaction.json"), &bytes).unwrap();
             let store = Store::open(dir.path()).unwrap();
-            let _ = store.history();
+            store.history().unwrap();
             let _ = store.transaction();
         }
 

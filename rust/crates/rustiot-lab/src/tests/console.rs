@@ -1,9 +1,11 @@
-//! What a newcomer sees first: `rustiot run` at a terminal. The terminal is a pseudo one, from util-linux's `script`.
+//! What a newcomer sees first: `rustiot run` at a terminal, and what a script gets of it. The terminal is a pseudo one,
+//! from util-linux's `script`.
 
 use crate::COMMAND;
 use crate::ctx::{Ctx, Skip};
 use crate::runner::{LabTest, Tag};
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -11,13 +13,29 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-pub(super) const TESTS: &[LabTest] = &[LabTest {
-    name: "run_ends_at_a_root_console_and_leaves_nothing_behind",
-    boards: &[],
-    promise: "At a terminal `rustiot run` tells how to go on and ends at a root console; Ctrl-C ends it, exit code 0, and nothing of it is left.",
-    tags: &[Tag::QuickOnFirst],
-    run: run_ends_at_a_root_console_and_leaves_nothing_behind,
-}];
+pub(super) const TESTS: &[LabTest] = &[
+    LabTest {
+        name: "run_ends_at_a_root_console_and_leaves_nothing_behind",
+        boards: &[],
+        promise: "At a terminal `rustiot run` tells how to go on and ends at a root console; Ctrl-C ends it, exit code 0, and nothing of it is left.",
+        tags: &[Tag::QuickOnFirst],
+        run: run_ends_at_a_root_console_and_leaves_nothing_behind,
+    },
+    LabTest {
+        name: "run_detach_keeps_a_machine_until_it_is_stopped",
+        boards: &[],
+        promise: "`rustiot run --detach --json` names a healthy machine and how to log in; `ps` lists it, `stop` ends it.",
+        tags: &[Tag::QuickOnFirst],
+        run: run_detach_keeps_a_machine_until_it_is_stopped,
+    },
+    LabTest {
+        name: "run_check_tells_a_script_what_it_asks_for",
+        boards: &[],
+        promise: "`rustiot run --check --json` boots, and prints versions, timings, slots and health of a healthy device.",
+        tags: &[],
+        run: run_check_tells_a_script_what_it_asks_for,
+    },
+];
 
 const CTRL_A: u8 = 1;
 const CTRL_C: u8 = 3;
@@ -53,6 +71,72 @@ fn run_ends_at_a_root_console_and_leaves_nothing_behind(ctx: &mut Ctx) -> Result
     Ok(())
 }
 
+fn run_detach_keeps_a_machine_until_it_is_stopped(ctx: &mut Ctx) -> Result<()> {
+    ctx.fixtures.healthy(ctx.lab, ctx.board)?;
+    let told = json(&command(ctx, &["run", "--board", &ctx.board.name, "--detach", "--json"])?)?;
+    let text = |key: &str| told.get(key).and_then(Value::as_str).map(str::to_owned).context(key.to_owned());
+    let name = text("name")?;
+    let kept = (|| {
+        let port = told.get("ssh_port").and_then(Value::as_u64).context("no ssh_port")?.to_string();
+        let login = ["-i", &text("ssh_key")?, "-p", &port, "-o", "BatchMode=yes"];
+        let hosts =
+            ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "root@127.0.0.1"];
+        let run = Command::new("ssh").args(login).args(hosts).arg("rustiot health --json").output();
+        let run = run.context("cannot run ssh")?;
+        ensure!(run.status.success(), "cannot log in: {}", String::from_utf8_lossy(&run.stderr));
+        ensure!(listed(ctx, &name)?, "`ps` does not list {name}");
+        Ok(())
+    })();
+    let stopped = command(ctx, &["stop", &name]);
+    kept?;
+    stopped?;
+    ensure!(!listed(ctx, &name)?, "`ps` still lists {name}");
+    Ok(())
+}
+
+/// Whether `ps` lists the machine `name`.
+fn listed(ctx: &Ctx, name: &str) -> Result<bool> {
+    let machines = json(&command(ctx, &["ps", "--json"])?)?;
+    let machines = machines.as_array().context("`ps --json` prints no list")?;
+    Ok(machines.iter().any(|machine| machine.get("name").is_some_and(|n| n == name)))
+}
+
+fn run_check_tells_a_script_what_it_asks_for(ctx: &mut Ctx) -> Result<()> {
+    let told = json(&command(ctx, &["run", "--board", &ctx.board.name, "--check", "--json"])?)?;
+    let at = |pointer: &str| told.pointer(pointer).with_context(|| format!("no {pointer} in {told}"));
+    ensure!(at("/healthy")? == true && at("/version")? == crate::A.version, "not A, or not healthy: {told}");
+    ensure!(at("/power_on_to_healthy_ms")?.as_u64().is_some_and(|ms| ms > 0), "no time: {told}");
+    ensure!(at("/boot/timings_ms/switch_root")?.as_u64().is_some_and(|ms| ms > 0), "no timings: {told}");
+    ensure!(at("/slots/committed")? == at("/boot/slot")?, "the slots disagree: {told}");
+    let checks = at("/health/checks")?.as_array().context("no list of checks")?;
+    let units = checks.iter().find(|check| check.get("name").is_some_and(|name| name == "units"));
+    ensure!(units.is_some_and(|check| check.get("verdict").is_some_and(|v| v == "pass")), "{told}");
+    Ok(())
+}
+
+/// Standard output of this very command with other arguments, which must end well.
+fn command(ctx: &Ctx, args: &[&str]) -> Result<String> {
+    let output = Command::new(myself())
+        .args(args)
+        .env("RUSTIOT_ROOT", ctx.lab.context.repo())
+        .env("RUSTIOT_CACHE", ctx.lab.context.cache())
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {args:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{args:?} ended with {}: {said}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn json(text: &str) -> Result<Value> {
+    serde_json::from_str(text).with_context(|| format!("no JSON: {text}"))
+}
+
+/// Not by its path: there may be another one by now, or none, when it was built again since we started.
+fn myself() -> String {
+    format!("/proc/{}/exe", std::process::id())
+}
+
 /// Directories of machines and servers that `rustiot run` makes.
 fn machines(ctx: &Ctx) -> Result<BTreeSet<String>> {
     let dir = std::fs::read_dir(ctx.lab.machines()).context("cannot list the machines")?;
@@ -69,8 +153,7 @@ struct Terminal {
 
 impl Terminal {
     fn start(ctx: &Ctx) -> Result<Self> {
-        // Not by its path: there may be another one by now, or none, when it was built again since we started.
-        let line = format!("/proc/{}/exe run --board '{}'", std::process::id(), ctx.board.name);
+        let line = format!("{} run --board '{}'", myself(), ctx.board.name);
         let mut child = Command::new("script")
             .args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"])
             .env("RUSTIOT_ROOT", ctx.lab.context.repo())

@@ -7,7 +7,7 @@ use crate::runner::{LabTest, Tag};
 use crate::tests::update;
 use anyhow::{Context as _, Result, ensure};
 use std::io::{Read as _, Write as _};
-use testbed::Off;
+use testbed::{Machine, Off};
 
 pub(super) const TESTS: &[LabTest] = &[
     LabTest {
@@ -27,7 +27,7 @@ pub(super) const TESTS: &[LabTest] = &[
     LabTest {
         name: "survives_the_loss_of_its_state",
         boards: &[],
-        promise: "With the state partition destroyed the device comes up, makes a new one and says so.",
+        promise: "With the state partition destroyed the device comes up, repairs it or makes a new one, and says so.",
         tags: &[Tag::QuickOnFirst],
         run: survives_the_loss_of_its_state,
     },
@@ -55,7 +55,7 @@ pub(super) const TESTS: &[LabTest] = &[
     LabTest {
         name: "survives_full_file_systems",
         boards: &[],
-        promise: "With data and state full to the last byte the device boots and is reachable; with room again it can be updated.",
+        promise: "With data and state full to the last byte the device boots, is reachable and refuses an update with the reason; with room again it can be updated.",
         tags: &[Tag::QuickOnFirst],
         run: survives_full_file_systems,
     },
@@ -163,8 +163,7 @@ fn survives_the_loss_of_its_state(ctx: &mut Ctx) -> Result<()> {
     ensure!(boot.slot == before.slot, "in slot {}", boot.slot);
     let record = machine.wait_settled()?;
     ensure!(record.committed == boot.slot, "committed slot {}", record.committed);
-    let said = machine.sh("rustiot provision status")?;
-    ensure!(said.contains("state"), "nothing is said about it: {said}");
+    tells_of_the_damage(&machine, "state")?;
     machine.sh("touch /state/alive && test -s /state/ssh/ssh_host_ed25519_key")?;
     Ok(())
 }
@@ -177,7 +176,17 @@ fn survives_the_loss_of_its_data(ctx: &mut Ctx) -> Result<()> {
     let machine = off.power_on()?;
     machine.wait_next_healthy(&before)?;
     ensure!(machine.sh("cat /etc/machine-id")? == id, "it became another device");
+    tells_of_the_damage(&machine, "data")?;
     machine.sh("touch /data/alive")?;
+    Ok(())
+}
+
+/// The step of file system `name` says that it was damaged and what became of it.
+fn tells_of_the_damage(machine: &Machine, name: &str) -> Result<()> {
+    let said = machine.sh("rustiot provision status")?;
+    let step = said.lines().find(|line| line.split_whitespace().next() == Some(name));
+    let told = step.is_some_and(|step| step.contains("was repaired") || step.contains("made anew"));
+    ensure!(told, "nothing is said about {name}: {said}");
     Ok(())
 }
 
@@ -196,9 +205,23 @@ fn survives_full_file_systems(ctx: &mut Ctx) -> Result<()> {
     machine.wait_next_healthy(&before)?;
     let output = machine.ssh(&ctx.lab.ssh_key()?.private, "rustiot status --json")?;
     ensure!(output.ok(), "not reachable: {}", output.stderr);
+    // No room to remember an update in: none is begun, and the device says why.
+    let server = ctx.serve(&[&B])?;
+    let slots = machine.sh("rustiot slots --json")?;
+    let refused = machine.install(&server.guest_url("b.raucb"))?;
+    let words = ["No space left on device", "/state", "df /state"];
+    ensure!(
+        refused.status == 1 && words.iter().all(|words| refused.stderr.contains(words)),
+        "exit code {} and {}",
+        refused.status,
+        refused.stderr
+    );
+    ensure!(machine.sh("rustiot slots --json")? == slots, "the slots changed");
+    machine.wait_until("health to tell of the full disk", HEALTHY, &mut |machine| {
+        Ok(machine.run("rustiot health | grep -q 'data space *warn .* free'", COMMAND)?.ok())
+    })?;
     // Space returns: so does everything else.
     machine.sh("rm -f /data/full /data/rest /state/full /state/rest; sync")?;
-    let server = ctx.serve(&[&B])?;
     update(&machine, &server, &B)?;
     Ok(())
 }

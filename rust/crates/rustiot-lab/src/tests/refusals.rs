@@ -56,21 +56,23 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
     let room = partition_bytes(&ctx.fixtures.base(ctx.lab, ctx.board)?, "root-b")?;
     crafted(ctx, ours, "verity", room.saturating_add(4096), &www.join("oversized.raucb"))?;
     let server = FileServer::start(&www)?;
+    // The last eight bytes are the length of the signature: what they are by chance decides between two.
+    let no_end = ["not a complete RAUC bundle", "larger than any real one"];
     for (name, status, words) in [
-        ("random.raucb", 5, ""),
-        ("empty.raucb", 1, "nothing to fetch"),
-        ("truncated.raucb", 5, ""),
-        ("signature.raucb", 5, "signature"),
-        ("foreign.raucb", 5, "signature"),
-        ("plain.raucb", 5, "plain"),
-        ("board.raucb", 3, "rustiot-toaster"),
-        ("oversized.raucb", 3, "root"),
-        ("absent.raucb", 1, ""),
+        ("random.raucb", 5, &no_end[..]),
+        ("empty.raucb", 1, &["nothing to fetch"]),
+        ("truncated.raucb", 5, &no_end),
+        ("signature.raucb", 5, &["signature"]),
+        ("foreign.raucb", 5, &["signature"]),
+        ("plain.raucb", 5, &["plain"]),
+        ("board.raucb", 3, &["rustiot-toaster"]),
+        ("oversized.raucb", 3, &["root"]),
+        ("absent.raucb", 1, &["there is no bundle at"]),
     ] {
         let output = machine.install(&server.guest_url(name))?;
         let said = output.stderr.trim();
         ensure!(
-            output.status == status && !said.is_empty() && said.contains(words),
+            output.status == status && words.iter().any(|words| said.contains(words)),
             "{name}: exit code {} and {said}",
             output.status,
         );

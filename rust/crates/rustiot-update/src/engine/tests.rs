@@ -1503,17 +1503,17 @@ async fn outcomes_are_queued_after_the_end_and_never_before() {
     w.rules.borrow_mut().report_url = "https://fleet/report".parse().ok();
     run(&w, async |mut c| drop(c.phase(Phase::Rebooting).await)).await;
     let store = Store::open(w.dir.path()).unwrap();
-    assert_eq!(store.reports().len(), 0);
+    assert_eq!(store.reports().unwrap().len(), 0);
     w.boots(Slot::B, ResetReason::Clean);
     w.is_healthy();
     run(&w, async |mut c| {
         c.phase(Phase::Trial).await;
-        assert_eq!(store.reports().len(), 0, "reported before the commit");
+        assert_eq!(store.reports().unwrap().len(), 0, "reported before the commit");
         World::apply(&w, Event::Commit { boot_id: w.boot_id() }).unwrap();
         c.end().await;
     })
     .await;
-    let report = store.reports().pop().unwrap();
+    let report = store.reports().unwrap().pop().unwrap();
     assert_eq!((report["result"].as_str(), report["way"].as_str()), (Some("committed"), Some("delta")));
     assert_eq!(report["release"]["manifest_hash"], HASH);
     assert_eq!(report["spent"]["fetched"], 14);
