@@ -146,6 +146,9 @@ pub enum Update {
         not_before: u64,
     },
     /// Consent to the update that hawkBit waits with (`consent = "ask"` in the configuration).
+    #[command(after_help = "Examples:\n  \
+        rustiot update consent\n  \
+        rustiot update consent --refuse")]
     Consent {
         /// Refuse it.
         #[arg(long)]
