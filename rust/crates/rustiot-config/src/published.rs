@@ -51,7 +51,12 @@ fn the_example_is_valid_and_complete() {
     };
     let mut missing = Vec::new();
     for section in keys_of(&shape) {
-        let keys = if section == "network" { keys_of(&network) } else { keys_of(&shape[&section]) };
+        let value = if section == "network" { &network } else { &shape[&section] };
+        let mut keys: Vec<String> = Vec::new();
+        for key in keys_of(value) {
+            let inner = keys_of(&value[&key]);
+            keys.extend(if inner.is_empty() { vec![key] } else { inner });
+        }
         for key in if keys.is_empty() { vec![section] } else { keys } {
             let named = |line: &str| line.trim_start_matches(['#', ' ']).starts_with(&format!("{key} = "));
             if !example.lines().any(named) {
@@ -69,6 +74,19 @@ fn the_example_is_valid_and_complete() {
         })
         .collect();
     whole(&uncommented);
+}
+
+/// hawkBit's settings exclude the repository's, so they have an example of their own.
+#[test]
+fn the_example_for_hawkbit_is_valid() {
+    let page = read("docs/configuration.md");
+    let example = page
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|block| block.split("```").next())
+        .find(|block| block.starts_with("[update.hawkbit]"))
+        .expect("docs/configuration.md has an example for hawkBit");
+    assert!(whole(example).update.hawkbit.url.is_some());
 }
 
 #[test]

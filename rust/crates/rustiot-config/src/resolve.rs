@@ -8,7 +8,7 @@
 
 use crate::fragment::{Content, Fragment, Node, NodeValue, parse};
 use crate::message::{Message, Place, Severity};
-use crate::scalar::NetworkName;
+use crate::scalar::{AttributeName, NetworkName};
 use crate::settings::{NetworkKind, NetworkSettings, Settings};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -20,6 +20,10 @@ const MAX_MESSAGES: usize = 100;
 const MAX_ENTRIES: usize = 256;
 /// More `[network.<name>]` sections than any device has interfaces.
 const MAX_NETWORKS: usize = 64;
+/// More attributes than hawkBit's operators can look at.
+const MAX_ATTRIBUTES: usize = 64;
+/// The one section besides `network` whose keys are the owner's own.
+const ATTRIBUTES: &str = "update.hawkbit.attributes";
 
 /// The values that were last in force, with where they came from: `/state/config/last-good.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -327,6 +331,9 @@ fn flatten(
             (Some(Value::Object(_)), NodeValue::Table(table)) if key == "network" => {
                 flatten_networks(table, found);
             }
+            (Some(Value::Object(_)), NodeValue::Table(table)) if key == ATTRIBUTES => {
+                flatten_attributes(table, found);
+            }
             (Some(Value::Object(shape)), NodeValue::Table(table)) => {
                 flatten(&format!("{key}."), table, shape, found);
             }
@@ -373,6 +380,21 @@ fn flatten_networks(table: BTreeMap<String, (Place, Node)>, found: &mut Found) {
                 found.tell(Severity::Error, key, &node.place, what, now);
             }
         }
+    }
+}
+
+fn flatten_attributes(table: BTreeMap<String, (Place, Node)>, found: &mut Found) {
+    for (count, (name, (place, node))) in table.into_iter().enumerate() {
+        let key = format!("{ATTRIBUTES}.{}", printable(&name));
+        let what = if name.parse::<AttributeName>().is_err() {
+            format!("expected {}", AttributeName::EXPECTED)
+        } else if count >= MAX_ATTRIBUTES {
+            format!("expected at most {MAX_ATTRIBUTES} attributes")
+        } else {
+            leaf(key, node.place, node.value, &Value::Null, found);
+            continue;
+        };
+        found.tell(Severity::Error, key, &place, what, "the attribute is left out".into());
     }
 }
 
@@ -510,6 +532,19 @@ fn range(key: &str, settings: &Settings) -> Result<(), String> {
         "update.rate_limit" if settings.update.rate_limit.is_some_and(|rate| rate.bytes() < 1 << 10) => {
             Err("expected a size of at least 1K (bytes a second)".into())
         }
+        "update.hawkbit.url"
+            if settings.update.hawkbit.url.as_ref().is_some_and(|url| url.as_str().contains('@')) =>
+        {
+            Err("expected an address without credentials: a token has a file of its own".into())
+        }
+        "update.hawkbit.poll" => {
+            settings.update.hawkbit.poll.map_or(Ok(()), |poll| secs(poll, 10, 7 * 86_400))
+        }
+        "update.hawkbit.progress_per_minute"
+            if !(1..=60).contains(&settings.update.hawkbit.progress_per_minute) =>
+        {
+            Err("expected a number from 1 to 60".into())
+        }
         "update.report_url"
             if settings
                 .update
@@ -586,6 +621,30 @@ fn violations(settings: &Settings) -> Vec<Violation> {
         !update.mirrors.is_empty() && update.source.is_none(),
         Scope::Keys(&["update.mirrors", "update.source"]),
         "expected update.source, as there are mirrors of it",
+    );
+    let hawkbit = &update.hawkbit;
+    rule(
+        update.source.is_some() && hawkbit.url.is_some(),
+        Scope::Keys(&["update.hawkbit.url", "update.source"]),
+        "expected update.source or update.hawkbit.url, not both: one of them decides about releases",
+    );
+    let section = || Scope::Section("update.hawkbit.".to_owned());
+    let plain = hawkbit.url.as_ref().is_some_and(|url| !url.as_str().starts_with("https://"));
+    rule(
+        plain && !hawkbit.allow_http,
+        section(),
+        "expected an https:// address, or allow_http = true for a laboratory",
+    );
+    rule(
+        hawkbit.certificate.is_some() != hawkbit.key.is_some(),
+        section(),
+        "expected certificate and key, as one of them is given",
+    );
+    let ways = [&hawkbit.target_token_file, &hawkbit.gateway_token_file, &hawkbit.certificate];
+    rule(
+        hawkbit.url.is_some() && ways.iter().filter(|way| way.is_some()).count() != 1,
+        section(),
+        "expected one of target_token_file, gateway_token_file and certificate, by which hawkBit knows the device",
     );
     for (name, network) in &settings.network {
         let section = || Scope::Section(format!("network.{name}."));

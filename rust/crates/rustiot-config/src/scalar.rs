@@ -585,6 +585,64 @@ fn base64(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
+text_value! {
+    /// A file of this device.
+    FilePath,
+    r#"the full path of a file, such as "/config/hawkbit.token""#,
+    "/config/hawkbit.token",
+    "^/[^\\x00-\\x1f]{1,1023}$",
+    |text| {
+        text.starts_with('/')
+            && (2..=1024).contains(&text.len())
+            && !text.ends_with('/')
+            && !text.chars().any(char::is_control)
+            && !text.split('/').any(|part| part == "..")
+    }
+}
+
+text_value! {
+    /// A tenant of hawkBit.
+    Tenant,
+    r#"a tenant's name of 1 to 40 letters, digits, ".", "-" and "_", such as "DEFAULT""#,
+    "DEFAULT",
+    "^[A-Za-z0-9_-][A-Za-z0-9._-]{0,39}$",
+    |text| is_word(text, 40)
+}
+
+text_value! {
+    /// A device's name at hawkBit.
+    Controller,
+    r#"a name of 1 to 256 letters, digits, ".", "-", "_" and ":", such as "kitchen-1""#,
+    "kitchen-1",
+    "^[A-Za-z0-9_-][A-Za-z0-9.:_-]{0,255}$",
+    |text| is_word(&text.replace(':', "-"), 256) && !text.starts_with(':')
+}
+
+/// Safe as a part of a path, and not `.` or `..`.
+fn is_word(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len())
+        && !text.starts_with('.')
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+text_value! {
+    /// The name of an attribute. No dots: keys of settings are told apart by them.
+    AttributeName,
+    r#"an attribute's name of 1 to 64 letters, digits, "-" and "_", such as "site""#,
+    "site",
+    "^[A-Za-z0-9_-]{1,64}$",
+    |text| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+text_value! {
+    /// The value of an attribute.
+    AttributeText,
+    "a text of 1 to 128 characters without control characters",
+    "north",
+    "^.{1,128}$",
+    |text| (1..=128).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
+
 /// A Wi-Fi passphrase: 8 to 63 printable ASCII characters (IEEE 802.11, annex M.4). Never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Passphrase(String);
@@ -691,6 +749,24 @@ mod tests {
         bad::<Unit>(&["ssh", ".service", "a b.service", "a.conf"]);
         good::<Url>(&["https://a.example/x", "http://10.0.2.2:8000"]);
         bad::<Url>(&["", "ftp://x", "https://", "http:///x", "http://a b", "http://a\"b", "file:///x"]);
+        good::<FilePath>(&["/config/hawkbit.token", "/state/a b"]);
+        bad::<FilePath>(&[
+            "",
+            "/",
+            "x",
+            "/a/",
+            "/a\nb",
+            "/config/../etc/shadow",
+            &format!("/{}", "x".repeat(1024)),
+        ]);
+        good::<Tenant>(&["DEFAULT", "a.b"]);
+        bad::<Tenant>(&["", ".", "..", "a/b", "a b", &"x".repeat(41)]);
+        good::<Controller>(&["kitchen-1", "02:00:5e:10:00:01"]);
+        bad::<Controller>(&["", "..", ":a", "a/b", "ä", &"x".repeat(257)]);
+        good::<AttributeName>(&["site", "hw_revision"]);
+        bad::<AttributeName>(&["", "a.b", "a/b", "a~b", &"x".repeat(65)]);
+        good::<AttributeText>(&["north", "Halle 3, Süd"]);
+        bad::<AttributeText>(&["", "a\nb", &"x".repeat(129)]);
         good::<Country>(&["DE"]);
         good::<Label>(&["canary", "site.7_a-b"]);
         bad::<Label>(&["", "a b", "ä", &"x".repeat(65)]);

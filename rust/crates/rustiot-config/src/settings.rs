@@ -5,8 +5,8 @@
 //! [`Settings::load_effective`]; nothing here reads `rustiot.toml` or writes any file.
 
 use crate::scalar::{
-    Cidr, Country, Duration, Host, Hostname, Ip, Label, Mac, NetworkName, NoProxy, Passphrase, Pattern, Size,
-    SshKey, Ssid, Timezone, Unit, Url, Window,
+    AttributeName, AttributeText, Cidr, Controller, Country, Duration, FilePath, Host, Hostname, Ip, Label,
+    Mac, NetworkName, NoProxy, Passphrase, Pattern, Size, SshKey, Ssid, Tenant, Timezone, Unit, Url, Window,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -203,6 +203,8 @@ pub struct UpdateSettings {
     pub labels: Vec<Label>,
     /// Where the outcome of each update is posted (JSON over HTTPS).
     pub report_url: Option<Url>,
+    /// Eclipse hawkBit instead of a repository.
+    pub hawkbit: HawkbitSettings,
 }
 
 impl Default for UpdateSettings {
@@ -222,8 +224,89 @@ impl Default for UpdateSettings {
             cache: Size::mib(512),
             labels: Vec::new(),
             report_url: None,
+            hawkbit: HawkbitSettings::default(),
         }
     }
+}
+
+/// Eclipse hawkBit, for those who run it. Off without `url`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(any(test, feature = "schema"), derive(JsonSchema), schemars(deny_unknown_fields))]
+#[serde(default)]
+pub struct HawkbitSettings {
+    /// The server, with a path if hawkBit lies below one. Instead of `update.source`.
+    pub url: Option<Url>,
+    /// For a laboratory: the server may be an `http://` address, where everybody on the way can read the token.
+    pub allow_http: bool,
+    /// The tenant.
+    pub tenant: Tenant,
+    /// This device's name at hawkBit (controller id). Without one: the SHA-256 of the device's public key.
+    pub controller: Option<Controller>,
+    /// The file that holds this device's own token. Only root may read it.
+    pub target_token_file: Option<FilePath>,
+    /// The file that holds the tenant's gateway token. Only root may read it.
+    pub gateway_token_file: Option<FilePath>,
+    /// Instead of a token: the client certificate (PEM), checked by the proxy in front of hawkBit.
+    pub certificate: Option<FilePath>,
+    /// The key that belongs to `certificate` (PEM, PKCS#8). Only root may read it.
+    pub key: Option<FilePath>,
+    /// Authorities (PEM) that are believed besides the system's, for a hawkBit with a certificate of one's own.
+    pub ca: Option<FilePath>,
+    /// Who consents where hawkBit wants a confirmation.
+    pub consent: HawkbitConsent,
+    /// What a soft deployment leaves to a person.
+    pub soft: HawkbitSoft,
+    /// How often to ask. Without one as often as hawkBit says.
+    pub poll: Option<Duration>,
+    /// Most progress messages of one action in a minute.
+    pub progress_per_minute: u32,
+    /// What hawkBit is told about this device, besides its id, board and version.
+    pub attributes: BTreeMap<AttributeName, AttributeText>,
+}
+
+impl Default for HawkbitSettings {
+    fn default() -> Self {
+        Self {
+            url: None,
+            allow_http: false,
+            tenant: text("DEFAULT"),
+            controller: None,
+            target_token_file: None,
+            gateway_token_file: None,
+            certificate: None,
+            key: None,
+            ca: None,
+            consent: HawkbitConsent::Automatic,
+            soft: HawkbitSoft::None,
+            poll: None,
+            progress_per_minute: 3,
+            attributes: BTreeMap::new(),
+        }
+    }
+}
+
+/// Who consents where hawkBit wants a confirmation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(any(test, feature = "schema"), derive(JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum HawkbitConsent {
+    /// The device, at once.
+    Automatic,
+    /// A person at the device (`rustiot update consent`), or hawkBit's own operator.
+    Ask,
+}
+
+/// What a soft deployment leaves to a person. A forced one leaves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(any(test, feature = "schema"), derive(JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum HawkbitSoft {
+    /// Nothing; the device's windows count.
+    None,
+    /// The activation, and so the restart.
+    Activate,
+    /// The restart.
+    Reboot,
 }
 
 /// How far an update goes without a person.

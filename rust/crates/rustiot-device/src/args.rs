@@ -145,6 +145,15 @@ pub enum Update {
         #[arg(value_name = "TIME")]
         not_before: u64,
     },
+    /// Consent to the update that hawkBit waits with (`consent = "ask"` in the configuration).
+    #[command(after_help = "Examples:\n  \
+        rustiot update consent\n  \
+        rustiot update consent --refuse")]
+    Consent {
+        /// Refuse it.
+        #[arg(long)]
+        refuse: bool,
+    },
     /// What the device may do by itself now: windows, limits, who puts off a restart.
     #[command(after_help = "Examples:\n  \
         rustiot update policy\n  \

@@ -106,6 +106,11 @@ impl Client {
         self.proxy.schedule(stage, not_before).await.map_err(rustiot_update::Error::into_failure)
     }
 
+    /// Consents to what hawkBit wants, or refuses it.
+    pub async fn consent(&self, yes: bool) -> Result<(), Failure> {
+        self.proxy.consent(yes).await.map_err(rustiot_update::Error::into_failure)
+    }
+
     /// What may happen by itself.
     pub async fn policy(&self) -> Result<PolicyNow, Failure> {
         let text = self.proxy.policy().await.map_err(rustiot_update::Error::into_failure)?;

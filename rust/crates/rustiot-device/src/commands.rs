@@ -211,6 +211,10 @@ async fn update(update: Update, files: &Files, as_json: bool) -> Result<Answer, 
                 at => done(&format!("{} not before {}", stage.as_str(), show::time(at))),
             })
         }
+        Update::Consent { refuse } => {
+            let said = if refuse { "refused" } else { "consented" };
+            Client::system().await?.consent(!refuse).await.map(|()| done(said))
+        }
         Update::Policy => {
             let policy = Client::system().await?.policy().await?;
             Ok(Answer::new(show::policy(&policy), &policy))

@@ -7,7 +7,8 @@ use rustiot_config::Severity;
 use rustiot_health::{Status as Health, check::Verdict};
 use rustiot_slots::{Phase, SlotState, Status as Slots};
 use rustiot_update::{
-    Check, HistoryEntry, Outcome, Plan, PolicyNow, Progress, Status as Update, Transaction, Transfer, Why,
+    Check, Hawkbit, HistoryEntry, Outcome, Plan, PolicyNow, Progress, Status as Update, Transaction,
+    Transfer, Why,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -349,7 +350,30 @@ pub fn update(status: &Update) -> String {
     if let Some(entry) = status.history.last() {
         write(&mut out, format_args!("  last         {}, {}\n", ended(entry), time(entry.ended_at)));
     }
+    if let Some(now) = &status.hawkbit {
+        hawkbit(&mut out, now);
+    }
     out
+}
+
+fn hawkbit(out: &mut String, now: &Hawkbit) {
+    write(out, format_args!("  hawkBit      {} as {}\n", now.server, now.controller));
+    match (&now.problem, now.answered) {
+        (Some(problem), _) => write(out, format_args!("  …            {problem}\n")),
+        (None, Some(at)) => write(out, format_args!("  …            answered {}\n", time(at))),
+        (None, None) => write(out, format_args!("  …            not asked yet\n")),
+    }
+    if let Some(action) = &now.action {
+        write(out, format_args!("  …            action {action}\n"));
+    }
+    if let Some(action) = &now.asks {
+        write(
+            out,
+            format_args!(
+                "  …            action {action} waits for consent: `rustiot update consent [--refuse]`\n"
+            ),
+        );
+    }
 }
 
 fn progress(p: &Progress) -> String {
@@ -560,6 +584,21 @@ mod tests {
         {
             assert_eq!(duration(seconds), text);
         }
+    }
+
+    #[test]
+    fn hawkbit_is_shown_with_what_it_wants_and_what_keeps_it() {
+        let mut now =
+            Hawkbit { server: "https://h".into(), controller: "kitchen-1".into(), ..Hawkbit::default() };
+        let shown = |now: &Hawkbit| update(&Update { hawkbit: Some(now.clone()), ..Update::default() });
+        assert!(!update(&Update::default()).contains("hawkBit"));
+        assert!(shown(&now).contains("hawkBit      https://h as kitchen-1\n  …            not asked yet\n"));
+        (now.answered, now.action, now.asks) = (Some(0), Some("7".into()), Some("8".into()));
+        let text = shown(&now);
+        assert!(text.contains("answered 1970-01-01") && text.contains("action 7\n"), "{text}");
+        assert!(text.contains("action 8 waits for consent"), "{text}");
+        now.problem = Some("no answer".into());
+        assert!(shown(&now).contains("…            no answer\n"));
     }
 
     #[test]

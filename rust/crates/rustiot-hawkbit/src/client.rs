@@ -127,7 +127,8 @@ impl Client {
         &self.server
     }
 
-    /// The `Authorization` that belongs to `url`: none outside the configured server.
+    /// The `Authorization` that belongs to `url`: none outside the configured server. For the shim, which downloads
+    /// itself; on a device the update service does.
     #[must_use]
     pub fn authorization(&self, url: &Url) -> Option<String> {
         (url.origin() == self.server.url.origin()).then(|| self.server.auth.header())?

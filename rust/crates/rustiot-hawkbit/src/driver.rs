@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::client::{Client, Error};
-use crate::ddi::{ActionId, Execution, Feedback, Finished, Order};
+use crate::ddi::{ActionId, Execution, Feedback, Finished, Handling, Order};
 use crate::machine::{Effect, End, Event, JobId, News, Notice, Place, Policy, Refusal, Report, State, step};
 use crate::store::{SaveError, Store};
 
@@ -28,8 +28,8 @@ pub trait Installer {
     /// Begins a job, or finds the one that a former process began for the same order. With `hold` it stops before the
     /// install.
     async fn start(&mut self, order: &Order, hold: bool) -> Result<JobId, Refusal>;
-    /// Lets a held job go on.
-    async fn proceed(&mut self, job: &JobId) -> Result<(), Refusal>;
+    /// Lets a held job go on; nothing is to be done when it does already, or has ended.
+    async fn proceed(&mut self, job: &JobId, update: Handling) -> Result<(), Refusal>;
     /// Takes a job back; returns when it is gone, or why it is too late (a clause that ends a sentence).
     async fn cancel(&mut self, job: &JobId) -> Result<(), String>;
     /// Waits for news of a job. May be dropped while it waits, without losing any.
@@ -40,6 +40,10 @@ pub trait Installer {
 pub trait Voice {
     /// A poll begins.
     fn polling(&mut self) {}
+    /// The server answered it.
+    fn answered(&mut self) {}
+    /// Where it stands now.
+    fn state(&mut self, _state: &State) {}
     /// The attributes are sent.
     fn sending_config(&mut self) {}
     /// Something of interest.
@@ -171,7 +175,8 @@ impl<I: Installer, V: Voice> Driver<I, V> {
                     let delay = self.delay(answered);
                     poll = Instant::now().checked_add(delay).unwrap_or(poll);
                 }
-                _ = tick.tick(), if job.is_some() => self.feed(Event::Tick).await,
+                // Only then: it interrupts the wait for news.
+                _ = tick.tick(), if self.state.has_unsent() => self.feed(Event::Tick).await,
             }
         }
     }
@@ -232,6 +237,7 @@ impl<I: Installer, V: Voice> Driver<I, V> {
         self.voice.polling();
         match self.client.poll().await {
             Ok(base) => {
+                self.voice.answered();
                 self.sleep = base.sleep;
                 self.feed(Event::Base(base)).await;
                 true
@@ -256,6 +262,7 @@ impl<I: Installer, V: Voice> Driver<I, V> {
             for effect in effects {
                 events.extend(self.carry_out(effect).await);
             }
+            self.voice.state(&self.state);
         }
     }
 
@@ -302,9 +309,9 @@ impl<I: Installer, V: Voice> Driver<I, V> {
             }
             Effect::Report(report) => self.report(&report).await,
             Effect::Start(order, hold) => Some(Event::Started(self.installer.start(&order, hold).await)),
-            Effect::Proceed(job) => match self.installer.proceed(&job).await {
+            Effect::Proceed(job, update) => match self.installer.proceed(&job, update).await {
                 Ok(()) => None,
-                Err(Refusal::Busy(why)) => Some(Event::Job(News::Ended(End::Failure(vec![why])))),
+                Err(Refusal::Busy(_)) => Some(Event::StillHeld),
                 Err(Refusal::Failed(why)) => Some(Event::Job(News::Ended(End::Failure(why)))),
             },
             Effect::CancelJob(job) => Some(Event::Cancelled(self.installer.cancel(&job).await)),

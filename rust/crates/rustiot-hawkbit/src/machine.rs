@@ -13,6 +13,11 @@ use crate::ddi::{ActionId, Base, Execution, Feedback, Finished, Handling, Order,
 
 /// Lines of one progress message; the oldest go first when there are more.
 const BATCH_LINES: usize = 16;
+/// After so many messages of one action the time between them doubles, up to an hour: hawkBit takes 1000 of an action
+/// (`maxStatusEntriesPerAction`), and then not even the last word. A restart that is put off for weeks must leave room.
+const BATCHES: u32 = 16;
+/// Longest time between messages for which it doubles.
+const BATCH_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Who consents to an action that waits for confirmation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +107,8 @@ pub enum Event {
     Consent(bool),
     /// The installer's answer to an order.
     Started(Result<JobId, Refusal>),
+    /// The installer could not be told to go on with a held job; asked again at the next poll.
+    StillHeld,
     /// The installer's answer to a cancellation: the reason when it is too late.
     Cancelled(Result<(), String>),
     /// News of the job under way.
@@ -135,8 +142,8 @@ pub enum Effect {
     AnswerCancel(ActionId, Feedback),
     /// Order a job; `hold` stops before the install.
     Start(Order, bool),
-    /// Let a held job go on.
-    Proceed(JobId),
+    /// Let a held job go on, as eagerly as the server says now.
+    Proceed(JobId, Handling),
     /// Take a job back.
     CancelJob(JobId),
 }
@@ -201,6 +208,7 @@ pub struct Batch {
     lines: Vec<String>,
     percent: Option<u8>,
     sent: Option<Duration>,
+    count: u32,
 }
 
 /// A job under way.
@@ -277,6 +285,12 @@ impl State {
         }
     }
 
+    /// Progress waits until it may be sent.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        self.job().is_some_and(|job| !job.batch.lines.is_empty())
+    }
+
     /// Time to the next poll, given what the server wished last.
     #[must_use]
     pub fn poll_in(&self, policy: &Policy, server: Option<Duration>) -> Duration {
@@ -350,6 +364,10 @@ fn next(policy: &Policy, state: State, event: Event, now: Duration, out: &mut Ve
             State::Starting(order, hold)
         }
 
+        (State::Working(mut job), Event::StillHeld) => {
+            job.held = true;
+            State::Working(job)
+        }
         (State::Working(job), Event::Cancelled(answer)) => stopped(job, answer, out),
         (State::Working(job), Event::Job(news)) => heard(policy, job, news, now, out),
         (State::Working(mut job), Event::Tick) => {
@@ -375,6 +393,7 @@ fn next(policy: &Policy, state: State, event: Event, now: Duration, out: &mut Ve
             | Event::Deployment(_)
             | Event::Consent(_)
             | Event::Started(_)
+            | Event::StillHeld
             | Event::Cancelled(_)
             | Event::Job(_)
             | Event::Delivered
@@ -505,7 +524,7 @@ fn let_go(mut job: Box<Job>, found: Result<Order, Unsupported>, out: &mut Vec<Ef
             job.order.update = order.update;
             job.order.window = order.window;
             out.push(Effect::Tell(Notice::Continuing(order)));
-            out.push(Effect::Proceed(job.id.clone()));
+            out.push(Effect::Proceed(job.id.clone(), job.order.update));
         }
     }
     State::Working(job)
@@ -603,13 +622,15 @@ fn heard(policy: &Policy, mut job: Box<Job>, news: News, now: Duration, out: &mu
 
 /// Sends the batch when there is one and the last is long enough ago.
 fn flush(policy: &Policy, job: &mut Job, now: Duration, out: &mut Vec<Effect>) {
-    let due = job.batch.sent.is_none_or(|sent| now.saturating_sub(sent) >= policy.progress_every);
+    let doubled = 1_u32 << job.batch.count.checked_div(BATCHES).unwrap_or(0).min(16);
+    let pause = policy.progress_every.saturating_mul(doubled).min(BATCH_PAUSE.max(policy.progress_every));
+    let due = job.batch.sent.is_none_or(|sent| now.saturating_sub(sent) >= pause);
     if job.batch.lines.is_empty() || !due {
         return;
     }
     let lines = std::mem::take(&mut job.batch.lines);
     out.push(Effect::Progress(job.order.action.clone(), proceeding(lines, job.batch.percent)));
-    job.batch.sent = Some(now);
+    (job.batch.sent, job.batch.count) = (Some(now), job.batch.count.saturating_add(1));
 }
 
 #[cfg(test)]

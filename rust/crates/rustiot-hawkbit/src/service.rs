@@ -1,7 +1,6 @@
 //! hawkBit as the product's source of releases: plain settings in, a driver out.
 //!
-//! The keys in `rustiot.toml` are described in `docs/contracts/hawkbit.md`; whoever reads them fills [`Settings`].
-//! Only wiring.
+//! The update service reads `[update.hawkbit]` of `rustiot.toml` and fills [`Settings`]. Only wiring.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,14 +10,11 @@ use rustiot_http::Http;
 use zbus::Connection;
 
 use crate::client::{Client, Server};
-use crate::driver::Driver;
+use crate::driver::{Driver, Voice};
 use crate::machine::{Consent, Policy};
 use crate::store::Store;
 use crate::update1::{Soft, Update1};
-use crate::voice::Journal;
 
-/// Where the state is kept on a device.
-pub const STATE_FILE: &str = "/state/update/hawkbit.json";
 /// Progress messages of one action that a minute may bring, at most (`progress_per_minute`).
 const MOST_PER_MINUTE: u32 = 60;
 
@@ -61,15 +57,15 @@ impl Settings {
 ///
 /// # Errors
 /// When the bus cannot be used.
-pub async fn driver(
+pub async fn driver<V: Voice>(
     settings: Settings,
     http: Http,
     connection: &Connection,
-) -> zbus::Result<Driver<Update1, Journal>> {
+    voice: V,
+) -> zbus::Result<Driver<Update1, V>> {
     let policy = settings.policy();
     let client = Client::new(http, settings.server);
     let installer = Update1::new(connection, client.clone(), settings.soft).await?;
     let store = Store::File(settings.state);
-    let voice = Journal::default();
     Ok(Driver::new(client, installer, voice, policy, settings.attributes, store).with_backoff())
 }

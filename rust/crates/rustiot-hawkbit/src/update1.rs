@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustiot_http::Url;
 use serde::Deserialize;
+use tokio::time::Instant;
 use zbus::proxy::CacheProperties;
 use zbus::zvariant::Value;
 use zbus::{Connection, proxy};
@@ -25,6 +26,9 @@ const LOST_LOOKS: u32 = 150;
 /// Lines of the failed boot's log that are reported.
 const LOG_LINES: usize = 20;
 
+/// The hold of what is downloaded and not installed yet.
+const HELD: &str = "install";
+
 /// The service's errors.
 const BUSY: &str = "org.rustiot.Update1.Error.Busy";
 const USAGE: &str = "org.rustiot.Update1.Error.Usage";
@@ -37,8 +41,7 @@ const USAGE: &str = "org.rustiot.Update1.Error.Usage";
 trait Update1 {
     fn install(&self, source: &str, options: HashMap<&str, Value<'_>>) -> zbus::Result<String>;
     fn cancel(&self) -> zbus::Result<()>;
-    #[zbus(name = "Continue")]
-    fn proceed(&self) -> zbus::Result<()>;
+    fn set_hold(&self, stage: &str) -> zbus::Result<()>;
     #[zbus(property)]
     fn phase(&self) -> zbus::Result<String>;
     #[zbus(property)]
@@ -121,6 +124,8 @@ pub struct Update1 {
     downloaded: bool,
     lost: u32,
     every: Duration,
+    /// When the service is looked at next: a wait that is interrupted does not begin anew.
+    next: Instant,
 }
 
 impl Update1 {
@@ -130,7 +135,8 @@ impl Update1 {
     /// When the bus cannot be used.
     pub async fn new(connection: &Connection, client: Client, soft: Soft) -> zbus::Result<Self> {
         let service = Update1Proxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
-        Ok(Self { service, client, soft, told: String::new(), downloaded: false, lost: 0, every: LOOK_EVERY })
+        let (told, next) = (String::new(), Instant::now());
+        Ok(Self { service, client, soft, told, downloaded: false, lost: 0, every: LOOK_EVERY, next })
     }
 
     /// Looks at the service more often, for tests.
@@ -155,19 +161,23 @@ impl Update1 {
         Ok(Look { transaction, phase, message, percent, entry })
     }
 
-    async fn order(&self, order: &Order, hold: bool, all: bool) -> zbus::Result<String> {
-        let held = match (hold, order.update, self.soft) {
-            (true, ..) => "install",
-            (false, Handling::Forced, _) | (_, _, Soft::None) => "none",
-            (_, _, Soft::Activate) => "activate",
-            (_, _, Soft::Reboot) => "reboot",
-        };
-        let mut options = HashMap::from([("hold", Value::from(held))]);
-        let authorization = Url::parse(&order.url).ok().and_then(|url| self.client.authorization(&url));
-        if let Some(value) = authorization {
-            options.insert("authorization", Value::from(value));
+    /// Where an update stops that the server wants so eagerly.
+    fn hold(&self, update: Handling) -> &'static str {
+        match (update, self.soft) {
+            (Handling::Skip, _) => HELD,
+            (Handling::Forced, _) | (_, Soft::None) => "none",
+            (_, Soft::Activate) => "activate",
+            (_, Soft::Reboot) => "reboot",
         }
+    }
+
+    async fn order(&self, order: &Order, hold: bool, all: bool) -> zbus::Result<String> {
+        let mut options =
+            HashMap::from([("hold", Value::from(if hold { HELD } else { self.hold(order.update) }))]);
         if all {
+            // What is only offered waits for the device's own windows. What hawkBit holds has windows of hawkBit's.
+            let by = if !hold && order.update == Handling::Attempt { "policy" } else { "server" };
+            options.insert("by", Value::from(by));
             options.insert("size", Value::from(order.size));
             if let Some(sha256) = &order.hashes.sha256 {
                 options.insert("sha256", Value::from(sha256.as_str()));
@@ -178,7 +188,7 @@ impl Update1 {
 
     async fn begin(&self, order: &Order, hold: bool) -> Result<JobId, Refusal> {
         match self.order(order, hold, true).await {
-            // A service that does not know the size beforehand; the signature is what counts.
+            // A service that does not know these options; the signature is what counts.
             Err(zbus::Error::MethodError(name, ..)) if name.as_str() == USAGE => {
                 self.order(order, hold, false).await
             }
@@ -192,7 +202,7 @@ impl Update1 {
     fn superseded(&self, transaction: &Transaction) -> bool {
         let ours = Url::parse(&transaction.source)
             .is_ok_and(|url| url.origin() == self.client.server().url.origin());
-        transaction.hold == "install" && ours
+        transaction.hold == HELD && ours
     }
 }
 
@@ -203,8 +213,8 @@ impl Installer for Update1 {
         if under_way.source == order.url && !under_way.id.is_empty() {
             // Begun before a restart of this process, or downloaded by an action that wanted no more.
             let job = JobId(under_way.id.clone());
-            if !hold && under_way.hold == "install" {
-                self.proceed(&job).await?;
+            if !hold {
+                self.proceed(&job, order.update).await?;
             }
             return Ok(job);
         }
@@ -217,8 +227,13 @@ impl Installer for Update1 {
         }
     }
 
-    async fn proceed(&mut self, _job: &JobId) -> Result<(), Refusal> {
-        self.service.proceed().await.map_err(refusal)
+    async fn proceed(&mut self, job: &JobId, update: Handling) -> Result<(), Refusal> {
+        let under_way = self.under_way().await.map_err(refusal)?;
+        if under_way.id != job.0 || under_way.hold != HELD {
+            // A person let it go already, or it has ended: then the history says how.
+            return Ok(());
+        }
+        self.service.set_hold(self.hold(update)).await.map_err(refusal)
     }
 
     async fn cancel(&mut self, job: &JobId) -> Result<(), String> {
@@ -235,8 +250,9 @@ impl Installer for Update1 {
 
     async fn news(&mut self, job: &JobId) -> News {
         loop {
-            tokio::time::sleep(self.every).await;
+            tokio::time::sleep_until(self.next).await;
             let look = self.look(job).await.unwrap_or_default();
+            self.next = Instant::now().checked_add(self.every).unwrap_or(self.next);
             if let Some(entry) = look.entry {
                 return News::Ended(end(&entry));
             }
@@ -265,12 +281,15 @@ impl Installer for Update1 {
 
 /// How a transaction ended, in words for the server's users.
 fn end(entry: &Entry) -> End {
-    let version = entry.release.as_ref().map_or("", |release| release.version.as_str());
+    let release = match &entry.release {
+        Some(release) => format!("Release {}", release.version),
+        None => "The release".to_owned(),
+    };
     let why = entry.why.as_ref();
     match entry.result.as_str() {
-        "committed" => End::Success(vec![format!("Release {version} runs and is committed.")]),
+        "committed" => End::Success(vec![format!("{release} runs and is committed.")]),
         "refused" if why.is_some_and(|why| why.kind == "already-running") => {
-            End::Success(vec![format!("Release {version} runs already.")])
+            End::Success(vec![format!("{release} runs already.")])
         }
         "cancelled" => End::Cancelled,
         result => {

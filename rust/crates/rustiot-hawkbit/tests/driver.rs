@@ -39,7 +39,8 @@ enum Error {
 #[derive(Default)]
 struct Service {
     orders: Vec<(String, HashMap<String, String>)>,
-    continued: u32,
+    /// What was held, and let go to this.
+    holds: Vec<String>,
     cancelled: u32,
     phase: String,
     message: String,
@@ -48,6 +49,7 @@ struct Service {
     /// What the next methods answer instead.
     refuse_install: Vec<Error>,
     refuse_cancel: Option<Error>,
+    refuse_hold: Option<Error>,
 }
 
 impl Service {
@@ -104,10 +106,17 @@ impl Fake {
         Ok(())
     }
 
-    fn r#continue(&self) {
+    fn set_hold(&self, stage: String) -> Result<(), Error> {
         let mut service = self.get();
-        service.continued += 1;
+        if let Some(error) = service.refuse_hold.take() {
+            return Err(error);
+        }
+        if let Some(under_way) = &mut service.under_way {
+            under_way["hold"] = stage.clone().into();
+        }
+        service.holds.push(stage);
         service.phase("installing");
+        Ok(())
     }
 
     #[zbus(property)]
@@ -250,7 +259,8 @@ async fn success_is_reported_after_the_commit_and_not_before() {
         let (source, options) = lab.service.get().orders[0].clone();
         assert!(source.starts_with(lab.url.as_str()) && source.ends_with("/os.raucb"), "{source}");
         assert_eq!(options["hold"], "none");
-        assert_eq!(options["authorization"], "TargetToken secret");
+        assert!(!format!("{options:?}").contains("secret"), "the token goes over the bus");
+        assert_eq!(options["by"], "server");
         assert_eq!(options["sha256"].len(), 64);
         assert!(options.contains_key("size"));
         for phase in ["installing", "activated", "rebooting", "trial"] {
@@ -273,7 +283,9 @@ async fn a_fallback_is_reported_with_its_reason_and_log() {
     let action = lab.assign("soft");
     lab.run(policy(), async |lab, _keep| {
         lab.ordered(1).await;
-        assert_eq!(lab.service.get().orders[0].1["hold"], "reboot", "a soft one leaves what the owner says");
+        let options = lab.service.get().orders[0].1.clone();
+        assert_eq!(options["hold"], "reboot", "a soft one leaves what the owner says");
+        assert_eq!(options["by"], "policy", "a soft one waits for the device's windows");
         let why =
             json!({ "kind": "fell-back", "message": "unhealthy", "chain": ["nginx failed"], "hint": "look" });
         lab.service.get().end("fell-back", why, &["last line"]);
@@ -370,9 +382,11 @@ async fn a_closed_window_holds_the_install_until_it_opens() {
         lab.service.get().phase("downloaded");
         lab.until("the download", |lab| lab.messages(action, "running").contains(&"now downloaded".into()))
             .await;
-        assert_eq!(lab.service.get().continued, 0);
+        assert!(lab.service.get().holds.is_empty());
+        // A service that is away in this moment is asked again.
+        lab.service.get().refuse_hold = Some(Error::Busy("wait".into()));
         lab.hawkbit.world().actions.get_mut(&action).unwrap().open_now();
-        lab.until("it goes on", |lab| lab.service.get().continued == 1).await;
+        lab.until("it goes on", |lab| lab.service.get().holds == ["none"]).await;
         lab.service.get().end("committed", Value::Null, &[]);
         lab.ends(action, "finished").await;
     })
@@ -388,8 +402,33 @@ async fn a_download_only_action_ends_with_the_download_and_the_next_one_takes_it
         lab.service.get().phase("downloaded");
         lab.ends(action, "downloaded").await;
         let action = lab.assign("forced");
-        lab.until("it goes on", |lab| lab.service.get().continued == 1).await;
+        lab.until("it goes on", |lab| lab.service.get().holds == ["none"]).await;
         assert_eq!(lab.service.get().orders.len(), 1, "not fetched again");
+        lab.service.get().end("committed", Value::Null, &[]);
+        lab.ends(action, "finished").await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_person_let_go_is_not_disturbed_and_reported_when_it_is_committed() {
+    let lab = lab().await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 86_400;
+    let later = (now + 43_200) % 86_400;
+    let action = lab.hawkbit.world().assign("device-1", lab.set, "soft", Some((later, 60)));
+    lab.run(policy(), async |lab, _keep| {
+        lab.ordered(1).await;
+        lab.service.get().phase("downloaded");
+        lab.until("the download", |lab| lab.messages(action, "running").contains(&"now downloaded".into()))
+            .await;
+        // By hand, and it is on trial by the time the window opens.
+        lab.service.get().under_way.as_mut().unwrap()["hold"] = "none".into();
+        lab.service.get().phase("trial");
+        lab.service.get().refuse_hold = Some(Error::NotNow("the new release is running".into()));
+        let polls = lab.hawkbit.world().log.len();
+        lab.hawkbit.world().actions.get_mut(&action).unwrap().open_now();
+        lab.until("polls", |lab| lab.hawkbit.world().log.len() > polls + 6).await;
+        assert_eq!(lab.status(action), "running");
         lab.service.get().end("committed", Value::Null, &[]);
         lab.ends(action, "finished").await;
     })

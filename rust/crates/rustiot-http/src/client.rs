@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, IF_RANGE, RANGE};
 use reqwest::{Method, StatusCode, Url};
 use serde::Serialize;
 
@@ -17,6 +17,8 @@ use crate::request::{Body, Fetched, Request, Response, Validator};
 #[derive(Clone, Debug)]
 pub struct Http {
     client: reqwest::Client,
+    /// For one server only. Marked as sensitive, so that `Debug` does not show the value.
+    authorization: Option<(Url, HeaderValue)>,
 }
 
 /// An answer to a request for a range.
@@ -43,11 +45,33 @@ pub struct Part {
 
 impl Http {
     pub(crate) fn from_client(client: reqwest::Client) -> Http {
-        Http { client }
+        Http { client, authorization: None }
     }
 
     pub(crate) fn client(&self) -> &reqwest::Client {
         &self.client
+    }
+
+    /// The same client, which shows these credentials (such as `TargetToken …`) with every request to the server of
+    /// `server` (scheme, host and port), and to no other. A value that HTTP cannot carry is an error.
+    ///
+    /// # Errors
+    /// [`Error::Request`].
+    pub fn with_authorization(mut self, server: &Url, value: &str) -> Result<Http, Error> {
+        let host = server.host_str().unwrap_or_default().to_owned();
+        let mut value =
+            HeaderValue::try_from(value).map_err(|e| Error::Request { host, source: e.into() })?;
+        value.set_sensitive(true);
+        self.authorization = Some((server.clone(), value));
+        Ok(self)
+    }
+
+    /// The credentials that belong to `url`.
+    pub(crate) fn authorization_for(&self, url: &Url) -> Option<&HeaderValue> {
+        self.authorization
+            .as_ref()
+            .filter(|(server, _)| server.origin() == url.origin())
+            .map(|(_, value)| value)
     }
 
     /// A request of any kind.

@@ -76,7 +76,10 @@ pub struct Request {
 
 impl Request {
     pub(crate) fn new(http: &Http, method: Method, url: &Url) -> Request {
-        let built = http.client().request(method, url.clone());
+        let mut built = http.client().request(method, url.clone());
+        if let Some(value) = http.authorization_for(url) {
+            built = built.header(AUTHORIZATION, value.clone());
+        }
         Request { http: http.clone(), url: url.clone(), built, failed: None }
     }
 

@@ -141,6 +141,23 @@ async fn whole_files_are_bounded_and_conditional() {
 }
 
 #[tokio::test]
+async fn credentials_for_one_server_are_shown_to_no_other() {
+    let (ours, other) = (Server::start(file()).await, Server::start(file()).await);
+    let http = http().with_authorization(&ours.url(), "TargetToken hunter2").unwrap();
+    assert!(!format!("{http:?}").contains("hunter2"));
+    range(&http, &ours, 0..10).await.unwrap();
+    range(&http, &other, 0..10).await.unwrap();
+    assert!(ours.requests().pop().unwrap().contains("TargetToken hunter2"));
+    assert!(!other.requests().pop().unwrap().contains("hunter2"));
+    // Sent elsewhere by the server itself: another port is another server.
+    ours.set(Fault::RedirectTo(other.url().to_string()));
+    http.get(&ours.url()).send().await.unwrap();
+    let (asked, led) = (ours.requests().pop().unwrap(), other.requests().pop().unwrap());
+    assert!(asked.contains("hunter2") && !led.contains("hunter2"), "{led}");
+    assert_eq!(http.with_authorization(&ours.url(), "a\nb").unwrap_err().class(), Class::Local);
+}
+
+#[tokio::test]
 async fn nobody_there_and_no_such_name() {
     let http = http();
     let error = http.get(&nobody().await).send().await.unwrap_err();

@@ -21,6 +21,7 @@ use crate::disk::Partitions;
 use crate::engine::{Engine, Policy, Ports};
 use crate::failure::{Failure, Kind};
 use crate::fetch::Fetch;
+use crate::hawkbit;
 use crate::ports::{Ledger, Machine, Rules};
 use crate::rauc::Rauc;
 use crate::reconcile::Here;
@@ -48,6 +49,8 @@ pub const STATUS_FILE: &str = "/run/rustiot/update.json";
 /// Time between the announcement of a restart and the restart.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How often the configuration of hawkBit is looked at.
+const RULES_EVERY: Duration = Duration::from_secs(20);
 /// Longer silence of this process counts as hung. More than one write to a slow medium takes.
 const ALIVE_WITHIN: Duration = Duration::from_secs(600);
 
@@ -183,19 +186,23 @@ async fn serve() -> anyhow::Result<()> {
         .context("rustiot-init left no report of this boot, so nobody knows which slot runs")?;
 
     let (commands, orders) = mpsc::channel(8);
+    let (ask, asks) = mpsc::channel(4);
     let (status_sender, status) = watch::channel(Status::default());
     let connection = dbus::system_bus()?
-        .serve_at(PATH, Update::new(commands, status.clone()))?
+        .serve_at(PATH, Update::new(commands, ask, status.clone()))?
         .name(NAME)?
         .build()
         .await
         .context("system bus")?;
     let rauc = Rc::new(Rauc::new(&connection).await.context("RAUC on the system bus")?);
-    let store = Store::open(STATE).or_else(|failure| {
-        // Without state nothing can be installed, but the device must still be able to say so.
-        eprintln!("{failure}; remembering only until the next restart");
-        Store::open(VOLATILE)
-    })?;
+    let (store, directory) = match Store::open(STATE) {
+        Ok(store) => (store, STATE),
+        Err(failure) => {
+            // Without state nothing can be installed, but the device must still be able to say so.
+            eprintln!("{failure}; remembering only until the next restart");
+            (Store::open(VOLATILE)?, VOLATILE)
+        }
+    };
     let store = Rc::new(store);
     let machine = Host(Rc::clone(&rauc));
     let sender = Sender {
@@ -218,6 +225,19 @@ async fn serve() -> anyhow::Result<()> {
         }),
         fetcher: Fetch::new(slot),
     };
+    let hawkbit = hawkbit::Task {
+        device: hawkbit::Device {
+            id: sender.device.clone(),
+            board: release.compatible.clone(),
+            version: release.version.clone(),
+        },
+        state: Path::new(directory).join("hawkbit.json"),
+        status: status_sender.clone(),
+        every: RULES_EVERY,
+    };
+    let load = || Settings::load_effective().unwrap_or_default();
+    // A connection of its own: it is a client like any other.
+    let connect = async || dbus::system_bus()?.build().await;
     let policy = Policy { grace: GRACE, compatible: release.compatible, floor: release.floor };
     let engine = Engine::new(ports, Rc::clone(&store), Here { slot, boot_id }, policy, status_sender);
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -232,6 +252,7 @@ async fn serve() -> anyhow::Result<()> {
         () = show(status) => Ok(()),
         () = live() => Ok(()),
         () = report::run(&store, &sender, report_target) => Ok(()),
+        () = hawkbit.run(asks, load, connect) => Ok(()),
         () = lost => anyhow::bail!("the system bus is gone"),
         _ = terminate.recv() => Ok(()),
     }

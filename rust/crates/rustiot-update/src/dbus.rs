@@ -12,7 +12,8 @@ use zbus::{Connection, DBusError, interface};
 
 use crate::engine::Command;
 use crate::failure::{Failure, Kind};
-use crate::status::{Hold, Request, Stage, Status};
+use crate::hawkbit::Ask;
+use crate::status::{By, Hold, Request, Stage, Status};
 
 /// Well-known name.
 pub const NAME: &str = "org.rustiot.Update1";
@@ -101,12 +102,17 @@ impl Error {
 #[derive(Debug)]
 pub(crate) struct Update {
     commands: mpsc::Sender<Command>,
+    hawkbit: mpsc::Sender<Ask>,
     status: watch::Receiver<Status>,
 }
 
 impl Update {
-    pub(crate) fn new(commands: mpsc::Sender<Command>, status: watch::Receiver<Status>) -> Self {
-        Self { commands, status }
+    pub(crate) fn new(
+        commands: mpsc::Sender<Command>,
+        hawkbit: mpsc::Sender<Ask>,
+        status: watch::Receiver<Status>,
+    ) -> Self {
+        Self { commands, hawkbit, status }
     }
 
     async fn order<T>(
@@ -122,28 +128,39 @@ impl Update {
 
 /// Reads the options of `Install`: an unknown one is refused, not ignored.
 fn request(source: &str, options: &HashMap<String, OwnedValue>) -> Result<Request, Error> {
-    let mut request = Request {
-        id: uuid::Uuid::new_v4().to_string(),
-        source: source.to_owned(),
-        hold: Hold::None,
-        force: false,
-    };
+    let id = uuid::Uuid::new_v4().to_string();
+    let mut request = Request { id, source: source.to_owned(), ..Request::default() };
+    let usage = |text: &str| Error::Usage(text.into());
     for (name, value) in options {
         match name.as_str() {
             "hold" => {
                 request.hold = <&str>::try_from(value).ok().and_then(Hold::parse).ok_or_else(|| {
-                    Error::Usage(
-                        "option `hold` is one of the strings none, download, install, activate, reboot"
-                            .into(),
-                    )
+                    usage("option `hold` is one of the strings none, download, install, activate, reboot")
                 })?;
             }
             "force" => {
-                request.force =
-                    bool::try_from(value).map_err(|_| Error::Usage("option `force` is a boolean".into()))?;
+                request.force = bool::try_from(value).map_err(|_| usage("option `force` is a boolean"))?;
+            }
+            "by" => {
+                request.by = <&str>::try_from(value)
+                    .ok()
+                    .and_then(By::parse)
+                    .ok_or_else(|| usage("option `by` is one of the strings person, server, policy"))?;
+            }
+            "size" => {
+                let size = u64::try_from(value).ok().filter(|size| *size > 0);
+                request.file.size = Some(size.ok_or_else(|| usage("option `size` is a number of bytes"))?);
+            }
+            "sha256" => {
+                let text = <&str>::try_from(value).ok();
+                let text = text.filter(|t| t.len() == 64 && t.bytes().all(|b| b.is_ascii_hexdigit()));
+                let text = text.ok_or_else(|| usage("option `sha256` is a text of 64 hexadecimal digits"))?;
+                request.file.sha256 = Some(text.to_ascii_lowercase());
             }
             other => {
-                return Err(Error::Usage(format!("unknown option {other:?}: there are `hold` and `force`")));
+                return Err(Error::Usage(format!(
+                    "unknown option {other:?}: there are `hold`, `force`, `by`, `size` and `sha256`"
+                )));
             }
         }
     }
@@ -164,9 +181,11 @@ impl Update {
         self.order(|reply| Command::Install(request, reply)).await
     }
 
-    /// Looks at the configured repository; what it found, as JSON.
+    /// Looks at the configured repository; what it found, as JSON. hawkBit, where that is the source, is asked as well.
     #[zbus(out_args("check"))]
     async fn check(&self) -> Result<String, Error> {
+        // When it has no room for the question, it is about to be asked anyway.
+        drop(self.hawkbit.try_send(Ask::Poll));
         self.order(Command::Check).await.map(|check| json(&check))
     }
 
@@ -190,6 +209,14 @@ impl Update {
         let stage = Stage::parse(&stage)
             .ok_or_else(|| Error::Usage("a stage is one of download, install, activate, reboot".into()))?;
         self.order(|reply| Command::Schedule(stage, not_before, reply)).await
+    }
+
+    /// A person's consent to what hawkBit wants, or its refusal.
+    async fn consent(&self, yes: bool) -> Result<(), Error> {
+        let gone = || Error::Failed("the update service is shutting down".into());
+        let (reply, answer) = oneshot::channel();
+        self.hawkbit.send(Ask::Consent(yes, reply)).await.map_err(|_| gone())?;
+        Ok(answer.await.map_err(|_| gone())??)
     }
 
     /// What may happen by itself now, as JSON.
@@ -279,6 +306,12 @@ impl Update {
         self.status.borrow().why.as_ref().map(json).unwrap_or_default()
     }
 
+    /// hawkBit as JSON; empty where it is not the source of releases.
+    #[zbus(property)]
+    fn hawkbit(&self) -> String {
+        self.status.borrow().hawkbit.as_ref().map(json).unwrap_or_default()
+    }
+
     /// Ended transactions as JSON, newest last.
     #[zbus(property)]
     fn history(&self) -> Vec<String> {
@@ -321,6 +354,9 @@ pub(crate) async fn announce(
         if new.history != old.history {
             update.history_changed(emitter).await?;
         }
+        if new.hawkbit != old.hawkbit {
+            update.hawkbit_changed(emitter).await?;
+        }
         if new.message != old.message {
             update.message_changed(emitter).await?;
         }
@@ -355,6 +391,8 @@ pub trait Update1 {
     fn set_hold(&self, stage: &str) -> Result<(), Error>;
     /// See the contract.
     fn schedule(&self, stage: &str, not_before: u64) -> Result<(), Error>;
+    /// See the contract.
+    fn consent(&self, yes: bool) -> Result<(), Error>;
     /// See the contract.
     fn policy(&self) -> Result<String, Error>;
     /// See the contract.
@@ -396,6 +434,9 @@ pub trait Update1 {
     /// See the contract.
     #[zbus(property)]
     fn history(&self) -> zbus::Result<Vec<String>>;
+    /// See the contract.
+    #[zbus(property)]
+    fn hawkbit(&self) -> zbus::Result<String>;
 }
 
 #[cfg(test)]

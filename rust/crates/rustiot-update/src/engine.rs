@@ -25,8 +25,8 @@ use crate::reconcile::{
     self, Here, INSTALL_TRIES, READ_TRIES, Situation, install_delay, situation, trial_delay,
 };
 use crate::status::{
-    By, Check, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Stage, Status, Transaction,
-    Transfer, Why,
+    By, Check, Expected, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Stage, Status,
+    Transaction, Transfer, Why,
 };
 use crate::store::Store;
 use crate::window;
@@ -523,6 +523,10 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         if source.len() > SOURCE_BYTES || source.chars().any(char::is_control) {
             return Err(Failure::new(Kind::Usage, "the path or URL is too long or holds control characters"));
         }
+        if !is_remote(&source) && request.file != Expected::default() {
+            return Err(Failure::new(Kind::Usage, "size and sha256 go with an http(s) URL")
+                .hint("a file of this device is held to its signature"));
+        }
         if let Some(tx) = self.tx() {
             let waits = matches!(self.phase(), Phase::Available | Phase::Downloaded | Phase::WaitingToRetry);
             if source.is_empty() && waits {
@@ -547,8 +551,9 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         if !is_remote(&source) && self.ports.machine.is_dir(&source) {
             return self.accept_directory(request, commands).await;
         }
-        let plan = is_remote(&source).then(|| Plan::plain(&source));
-        self.begin(request, plan, By::Person)
+        let plan = is_remote(&source).then(|| Plan::plain(&source, &request.file));
+        let by = request.by;
+        self.begin(request, plan, by)
     }
 
     /// Starts a transaction; answers with its id.
@@ -715,7 +720,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             return self.give_up(Outcome::Failed, failure);
         }
         // A first look that fails is the caller's to repeat; a later one, or one that nobody waits for, is ours.
-        let ours = announced || tx.tries > 1 || tx.by == By::Policy;
+        let ours = announced || tx.tries > 1 || tx.by != By::Person;
         if failure.kind.is_transient() && ours {
             return self.retry_or_give_up(&tx, failure);
         }
@@ -1154,4 +1159,4 @@ fn higher(a: Option<&str>, b: Option<&str>) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

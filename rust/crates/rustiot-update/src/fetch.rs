@@ -111,7 +111,8 @@ impl Fetcher for Fetch {
                 .hint("publish the bundle itself as well, or serve the directory over HTTP")),
             };
         }
-        let (job, http) = (self.way(way)?, crate::web::client()?);
+        let urls: Vec<Url> = way.urls.iter().filter_map(|url| url.parse().ok()).collect();
+        let (job, http) = (self.way(way)?, crate::web::client_for(&urls)?);
         let started = Proxy::start(job.clone(), limits(limit), &self.cache, http.clone()).await;
         let handle = match started {
             Err(rustiot_fetch::Failure::Cache(_) | rustiot_fetch::Failure::File { .. }) => {

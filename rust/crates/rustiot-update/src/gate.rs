@@ -136,7 +136,7 @@ mod tests {
     const STAGES: [Stage; 4] = [Stage::Download, Stage::Install, Stage::Activate, Stage::Reboot];
 
     #[test]
-    fn a_closed_window_binds_the_device_and_no_person() {
+    fn a_closed_window_binds_the_device_and_nobody_above_it() {
         let c = Conditions { window: State { open: false, changes: Some(2_000) }, ..conditions(&[]) };
         for stage in STAGES {
             let by_policy = gate(stage, &transaction(By::Policy), &c);
@@ -144,7 +144,9 @@ mod tests {
                 Stage::Download => assert_eq!(by_policy, Gate::Open),
                 _ => assert!(matches!(by_policy, Gate::Later { at: Some(2_000), .. }), "{stage:?}"),
             }
-            assert_eq!(gate(stage, &transaction(By::Person), &c), Gate::Open, "{stage:?}");
+            for above in [By::Person, By::Server] {
+                assert_eq!(gate(stage, &transaction(above), &c), Gate::Open, "{stage:?}");
+            }
         }
         let c = Conditions { download_in_window: true, ..c };
         assert!(matches!(gate(Stage::Download, &transaction(By::Policy), &c), Gate::Later { .. }));
@@ -197,7 +199,7 @@ mod tests {
     fn a_metered_link_lets_small_downloads_pass() {
         let c = Conditions { metered_limit: Some(100), ..conditions(&[]) };
         let mut tx = transaction(By::Policy);
-        let mut plan = Plan::plain("http://h/x");
+        let mut plan = Plan::plain("http://h/x", &crate::status::Expected::default());
         plan.ways[0].bytes = 101;
         tx.plan = Some(plan);
         assert!(matches!(gate(Stage::Download, &tx, &c), Gate::Held(_)));

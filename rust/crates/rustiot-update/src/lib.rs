@@ -12,6 +12,7 @@ mod engine;
 mod failure;
 mod fetch;
 mod gate;
+mod hawkbit;
 mod plan;
 mod ports;
 mod rauc;
@@ -29,6 +30,6 @@ pub use dbus::{Error, NAME, PATH, Update1Proxy, system_bus};
 pub use failure::{Failure, Kind, classify, refine};
 pub use plan::{Plan, Way, WayKind};
 pub use status::{
-    By, Check, FailedWay, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Spent, Stage,
-    Status, Transaction, Transfer, Veto, Why,
+    By, Check, Expected, FailedWay, Hawkbit, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress,
+    Request, Spent, Stage, Status, Transaction, Transfer, Veto, Why,
 };

@@ -6,6 +6,8 @@
 use rustiot_boot::Release;
 use serde::{Deserialize, Serialize};
 
+use crate::status::Expected;
+
 /// What kind of way it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -83,9 +85,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan for a bundle at a URL.
+    /// The plan for a bundle at a URL, of which somebody may know length and checksum.
     #[must_use]
-    pub fn plain(url: &str) -> Self {
+    pub fn plain(url: &str, file: &Expected) -> Self {
         Self {
             release: None,
             from: None,
@@ -97,10 +99,10 @@ impl Plan {
             ways: vec![Way {
                 kind: WayKind::Plain,
                 urls: vec![url.to_owned()],
-                bytes: 0,
-                exact: false,
-                len: None,
-                sha256: None,
+                bytes: file.size.unwrap_or(0),
+                exact: file.size.is_some(),
+                len: file.size,
+                sha256: file.sha256.clone(),
                 sources: Vec::new(),
             }],
         }
@@ -119,7 +121,12 @@ mod tests {
 
     #[test]
     fn a_plan_survives_the_disk() {
-        let plan = Plan::plain("http://h/x");
+        let file = Expected { size: Some(5), sha256: Some("ab".repeat(32)) };
+        let plan = Plan::plain("http://h/x", &file);
+        assert_eq!(
+            (plan.ways[0].len, plan.ways[0].exact, &plan.ways[0].sha256),
+            (Some(5), true, &file.sha256)
+        );
         let text = serde_json::to_string(&plan).unwrap();
         assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
         assert_eq!((plan.version(), plan.ways[0].kind.as_str()), (None, "plain"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustiot_boot::{Phase as BootPhase, Record, Rejected, Release, Slot, SlotState};
 
 use crate::failure::{Failure, Kind};
-use crate::status::{Hold, Outcome, Request, Transaction};
+use crate::status::{Outcome, Request, Transaction};
 
 /// The boot this process runs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub fn is_stable(record: &Record, here: &Here) -> bool {
 pub fn adopt(record: &Record, here: &Here, now: u64) -> Option<Transaction> {
     let tx = record.phase.transaction()?;
     Some(Transaction {
-        request: Request { id: tx.id.clone(), source: String::new(), hold: Hold::None, force: false },
+        request: Request { id: tx.id.clone(), ..Request::default() },
         release: Some(tx.release.clone()),
         slot: Some(tx.slot),
         started_at: now,

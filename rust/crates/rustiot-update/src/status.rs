@@ -147,8 +147,24 @@ pub enum By {
     /// A person, or a program in a person's place: windows and metered links do not bind it.
     #[default]
     Person,
+    /// A server that the owner has put in charge of releases (hawkBit): windows and metered links do not bind it, and
+    /// nobody waits for the answer to the first look.
+    Server,
     /// The configuration.
     Policy,
+}
+
+impl By {
+    /// Reads its name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "person" => Some(Self::Person),
+            "server" => Some(Self::Server),
+            "policy" => Some(Self::Policy),
+            _ => None,
+        }
+    }
 }
 
 /// What to leave to a person.
@@ -208,6 +224,21 @@ pub struct Request {
     /// Install a release although it failed here before, or is the running one.
     #[serde(default)]
     pub force: bool,
+    /// On whose behalf. The transaction keeps it.
+    #[serde(skip)]
+    pub by: By,
+    /// What the file at a URL must have. The plan keeps it.
+    #[serde(skip)]
+    pub file: Expected,
+}
+
+/// What is known of a file beforehand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// Bytes.
+    pub size: Option<u64>,
+    /// SHA-256, hex.
+    pub sha256: Option<String>,
 }
 
 /// The transaction under way, as `/state/update/transaction.json` keeps it over a restart.
@@ -470,6 +501,24 @@ pub struct PolicyNow {
     pub reports_waiting: usize,
 }
 
+/// hawkBit, where it is the source of releases.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hawkbit {
+    /// The server, without its path.
+    pub server: String,
+    /// This device's name there.
+    pub controller: String,
+    /// When it answered last, Unix seconds.
+    pub answered: Option<u64>,
+    /// What keeps the device from asking, or the server from answering; gone with the next answer.
+    pub problem: Option<String>,
+    /// The action that is being carried out or waits.
+    pub action: Option<String>,
+    /// An action waits for a person's consent.
+    pub asks: Option<String>,
+}
+
 /// The last refusal or failure, with what it was about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {
@@ -507,6 +556,9 @@ pub struct Status {
     pub why: Option<Why>,
     /// Ended transactions, newest last, bounded.
     pub history: Vec<HistoryEntry>,
+    /// hawkBit, where it is the source of releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hawkbit: Option<Hawkbit>,
 }
 
 #[cfg(test)]

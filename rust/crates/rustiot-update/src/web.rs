@@ -2,26 +2,64 @@
 //!
 //! Made anew for each job, so that a changed configuration counts and nothing of it stays in memory in between.
 
-use rustiot_config::Settings;
+use rustiot_config::{ProxySettings, Settings};
 use rustiot_http::{Http, Proxy, Url};
 
 use crate::failure::{Failure, Kind};
+use crate::hawkbit::Access;
 
 /// A client by the settings in force.
 ///
 /// # Errors
 /// [`Kind::State`]: the proxy's address or the authorities' files are of no use.
 pub(crate) fn client() -> Result<Http, Failure> {
-    let settings = Settings::load_effective().unwrap_or_default();
-    Http::new(&rustiot_http::Settings { proxy: proxy(&settings), ..rustiot_http::Settings::default() })
-        .map_err(|e| Failure::from_error(Kind::State, "cannot make an HTTP client", &e))
+    build(&Settings::load_effective().unwrap_or_default().proxy, None)
 }
 
-fn proxy(settings: &Settings) -> Proxy {
+/// The same for a file at these addresses: what lies on hawkBit's own server is fetched as hawkBit's device.
+///
+/// # Errors
+/// [`Kind::State`]: as [`client`], and where the credentials cannot be read.
+pub(crate) fn client_for(urls: &[Url]) -> Result<Http, Failure> {
+    client_of(&Settings::load_effective().unwrap_or_default(), urls)
+}
+
+pub(crate) fn client_of(settings: &Settings, urls: &[Url]) -> Result<Http, Failure> {
+    let server = crate::hawkbit::server(&settings.update.hawkbit);
+    if !server.is_some_and(|server| urls.iter().any(|url| url.origin() == server.origin())) {
+        return build(&settings.proxy, None);
+    }
+    let access = Access::of(&settings.update.hawkbit)?;
+    let http = build(&settings.proxy, Some(&access))?;
+    match access.auth.header() {
+        Some(value) => http
+            .with_authorization(&access.url, &value)
+            .map_err(|e| Failure::from_error(Kind::State, "hawkBit's token cannot be sent", &e)),
+        None => Ok(http),
+    }
+}
+
+/// A client through this proxy; for hawkBit's server, with the certificates that go with it.
+///
+/// # Errors
+/// [`Kind::State`]: as [`client`].
+pub(crate) fn build(proxies: &ProxySettings, access: Option<&Access>) -> Result<Http, Failure> {
+    let (trust, identity) =
+        access.map(|access| (access.trust.clone(), access.identity.clone())).unwrap_or_default();
+    let settings = rustiot_http::Settings {
+        proxy: proxy(proxies),
+        trust,
+        identity,
+        ..rustiot_http::Settings::default()
+    };
+    Http::new(&settings).map_err(|e| Failure::from_error(Kind::State, "cannot make an HTTP client", &e))
+}
+
+fn proxy(settings: &ProxySettings) -> Proxy {
     let url =
         |url: &Option<rustiot_config::scalar::Url>| -> Option<Url> { url.as_ref()?.as_str().parse().ok() };
-    let mut no_proxy: Vec<String> = settings.proxy.no_proxy.iter().map(ToString::to_string).collect();
+    let mut no_proxy: Vec<String> = settings.no_proxy.iter().map(ToString::to_string).collect();
     // What this service serves to itself never goes out, whatever the owner left out of the list.
     no_proxy.push("127.0.0.1".into());
-    Proxy { http: url(&settings.proxy.http), https: url(&settings.proxy.https), no_proxy, ..Proxy::default() }
+    Proxy { http: url(&settings.http), https: url(&settings.https), no_proxy, ..Proxy::default() }
 }

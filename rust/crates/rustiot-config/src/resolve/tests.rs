@@ -198,6 +198,23 @@ fn rules_between_keys() {
             "[network.w]\ngateway = ['10.0.0.1', '10.0.0.2']\n",
             "expected at most one gateway for IPv4 and one for IPv6",
         ),
+        (
+            "[update]\nsource = 'https://s'\nhawkbit.url = 'https://h'\nhawkbit.target_token_file = '/config/t'\n",
+            "expected update.source or update.hawkbit.url, not both: one of them decides about releases",
+        ),
+        (
+            "[update.hawkbit]\nurl = 'http://h'\ntarget_token_file = '/config/t'\n",
+            "expected an https:// address, or allow_http = true for a laboratory",
+        ),
+        ("[update.hawkbit]\nkey = '/config/k'\n", "expected certificate and key, as one of them is given"),
+        (
+            "[update.hawkbit]\nurl = 'https://h'\n",
+            "expected one of target_token_file, gateway_token_file and certificate, by which hawkBit knows the device",
+        ),
+        (
+            "[update.hawkbit]\nurl = 'https://h'\ntarget_token_file = '/a'\ngateway_token_file = '/b'\n",
+            "expected one of target_token_file, gateway_token_file and certificate, by which hawkBit knows the device",
+        ),
     ] {
         for last_good in [&LastGood::default(), &lan] {
             let outcome = run(text, last_good);
@@ -207,6 +224,41 @@ fn rules_between_keys() {
             assert!(violations(&outcome.settings).is_empty(), "{text:?}");
         }
     }
+}
+
+#[test]
+fn a_second_source_does_not_take_the_first_ones_place() {
+    let first = run("[update]\nsource = 'https://s'\n", &LastGood::default());
+    let both =
+        "[update]\nsource = 'https://s'\n[update.hawkbit]\nurl = 'https://h'\ntarget_token_file = '/t'\n";
+    let outcome = run(both, &first.last_good);
+    assert_eq!(outcome.settings.update.source.unwrap().as_str(), "https://s");
+    assert_eq!((outcome.settings.update.hawkbit.url, outcome.messages.len()), (None, 1));
+}
+
+#[test]
+fn attributes_are_the_owners_own_and_each_stands_for_itself() {
+    let text = "[update.hawkbit.attributes]\nsite = 'north'\n'a.b' = 'x'\nfloor = 5\n\"\" = 'x'\n";
+    let outcome = run(text, &LastGood::default());
+    let attributes = &outcome.settings.update.hawkbit.attributes;
+    let known: Vec<_> = attributes.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    assert_eq!(known, [("site", "north")]);
+    assert_eq!(outcome.messages.len(), 3, "{:?}", messages(&outcome));
+    let again = run("[update.hawkbit.attributes]\nsite = ['x']\n", &outcome.last_good);
+    assert_eq!(again.settings.update.hawkbit.attributes, *attributes, "the last good value");
+    let none = run("[update.hawkbit]\nattributes = 'north'\n", &outcome.last_good);
+    assert_eq!((none.settings.update.hawkbit.attributes.len(), none.messages.len()), (0, 1));
+    let many: String = (0..100).map(|n| format!("a{n} = 'x'\n")).collect();
+    let outcome = run(format!("[update.hawkbit.attributes]\n{many}"), &LastGood::default());
+    assert_eq!(outcome.settings.update.hawkbit.attributes.len(), MAX_ATTRIBUTES);
+}
+
+#[test]
+fn a_hawkbit_address_holds_no_credentials() {
+    let text = "[update.hawkbit]\nurl = 'https://me:hunter2@h'\n";
+    let outcome = run(text, &LastGood::default());
+    assert_eq!((outcome.settings.update.hawkbit.url, outcome.messages.len()), (None, 1));
+    assert!(!outcome.messages[0].to_string().contains("hunter2"));
 }
 
 #[test]
@@ -265,6 +317,9 @@ fn all_keys() -> Vec<String> {
                     walk(&format!("{prefix}.{name}"), value, out);
                 }
             }
+            Value::Object(_) if prefix.ends_with(".attributes") => {
+                walk(&format!("{prefix}.site"), &Value::Null, out)
+            }
             Value::Object(_) => walk(&format!("{prefix}.lan"), &network_template(), out),
             _ => out.push(prefix.trim_start_matches('.').to_owned()),
         }
@@ -281,6 +336,7 @@ fn every_default_is_a_valid_value_of_its_key() {
     for key in keys {
         let mut root = template();
         root["network"] = serde_json::json!({"lan": network_template()});
+        root["update"]["hawkbit"]["attributes"] = serde_json::json!({"site": "north"});
         let default = root.pointer(&format!("/{}", key.replace('.', "/"))).unwrap().clone();
         assert_eq!(check(&key, &default), Ok(default), "{key}");
     }

@@ -85,6 +85,7 @@ fn events() -> Vec<Event> {
         Event::Delivered,
         Event::Consent(true),
         Event::Consent(false),
+        Event::StillHeld,
         Event::Cancelled(Ok(())),
         Event::Cancelled(Err("too late".into())),
         Event::Started(Ok(JobId("j".into()))),
@@ -149,7 +150,7 @@ fn check(policy: &Policy, state: &State, event: &Event) -> (State, Vec<Effect>) 
         assert!(effects.iter().any(|effect| matches!(effect, Effect::Report(_))), "{place}");
     }
     // A held job is let go only by the server.
-    if effects.iter().any(|effect| matches!(effect, Effect::Proceed(_))) {
+    if effects.iter().any(|effect| matches!(effect, Effect::Proceed(..))) {
         assert!(matches!(event, Event::Deployment(Ok(order)) if order.update != Handling::Skip), "{place}");
     }
     (after, effects)
@@ -227,7 +228,13 @@ fn a_closed_window_lets_the_download_through_and_holds_the_install() {
     assert!(effects.contains(&Effect::Start(closed, true)));
     let open = Order { window: Some(Window::Available), ..order("1") };
     let (state, effects) = check(&policy(), &state, &Event::Deployment(Ok(open)));
-    assert!(effects.contains(&Effect::Proceed(JobId("j".into()))) && !state.resting());
+    let proceed = Effect::Proceed(JobId("j".into()), Handling::Forced);
+    assert!(effects.contains(&proceed) && !state.resting());
+    // The installer could not be told: held on, and tried again with the next poll.
+    let (state, _) = check(&policy(), &state, &Event::StillHeld);
+    assert!(state.job().unwrap().held);
+    let (_, effects) = check(&policy(), &state, &base("1"));
+    assert!(effects.contains(&Effect::FetchDeployment(id("1"))));
 }
 
 #[test]
@@ -320,6 +327,21 @@ fn progress_is_bounded_in_messages_and_lines() {
     // What is left goes with the next tick that is due.
     let (_, effects) = step(&policy, state, Event::Tick, Duration::from_secs(700));
     assert!(matches!(effects.as_slice(), [Effect::Progress(..)]));
+}
+
+#[test]
+fn weeks_of_news_leave_room_for_the_last_word() {
+    let policy = policy();
+    let mut state = job(order("1"), false);
+    let mut sent = 0;
+    // A restart that is put off for 30 days, with another line every ten seconds.
+    for at in (0..30 * 86_400_u64).step_by(10) {
+        let news = News::Step { lines: vec![format!("{at} s more")], percent: None };
+        let (after, effects) = step(&policy, state, Event::Job(news), Duration::from_secs(at));
+        state = after;
+        sent += effects.len();
+    }
+    assert!(sent < 900, "{sent} messages of the 1000 that hawkBit takes");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use zbus::zvariant::{OwnedValue, Value};
 use zbus::{Connection, fdo};
 
 use crate::client::Auth;
-use crate::ddi::{ActionId, Order};
+use crate::ddi::{ActionId, Handling, Order};
 use crate::driver::Installer;
 use crate::machine::{End, JobId, News, Refusal};
 use crate::shim::config::Config;
@@ -129,7 +129,7 @@ impl Installer for Rauc {
         Ok(JobId(order.action.to_string()))
     }
 
-    async fn proceed(&mut self, _job: &JobId) -> Result<(), Refusal> {
+    async fn proceed(&mut self, _job: &JobId, _update: Handling) -> Result<(), Refusal> {
         // The file is looked at again: days may lie between the download and its window.
         self.run(false);
         Ok(())

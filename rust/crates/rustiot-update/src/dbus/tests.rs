@@ -12,11 +12,13 @@ struct Peer {
     server: Connection,
     client: Connection,
     commands: mpsc::Receiver<Command>,
+    hawkbit: mpsc::Receiver<Ask>,
     status: watch::Sender<Status>,
 }
 
 async fn peer() -> Peer {
     let (sender, commands) = mpsc::channel(4);
+    let (ask, hawkbit) = mpsc::channel(4);
     let (status, receiver) = watch::channel(Status::default());
     let guid = Guid::generate();
     let (a, b) = Channel::pair();
@@ -25,13 +27,13 @@ async fn peer() -> Peer {
         .p2p()
         .unique_name(":1.1")
         .unwrap()
-        .serve_at(PATH, Update::new(sender, receiver))
+        .serve_at(PATH, Update::new(sender, ask, receiver))
         .unwrap()
         .build()
         .await
         .unwrap();
     let client = Builder::authenticated_socket(b, guid).unwrap().p2p().build().await.unwrap();
-    Peer { server, client, commands, status }
+    Peer { server, client, commands, hawkbit, status }
 }
 
 async fn proxy(peer: &Peer) -> Update1Proxy<'static> {
@@ -123,11 +125,51 @@ async fn unknown_and_senseless_options_are_refused_without_asking_the_engine() {
         ("hold", "sometimes".into()),
         ("hold", true.into()),
         ("force", "yes".into()),
+        ("by", "me".into()),
+        ("size", 0_u64.into()),
+        ("size", "5".into()),
+        ("sha256", "ab".into()),
+        ("sha256", "x".repeat(64).into()),
     ] {
         let failure = proxy.install("/x", HashMap::from([(name, value)])).await.unwrap_err().into_failure();
         assert_eq!(failure.kind, Kind::Usage, "{name}");
     }
     assert!(p.commands.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_server_says_on_whose_behalf_it_orders_and_what_the_file_must_have() {
+    let mut p = peer().await;
+    let proxy = proxy(&p).await;
+    let options =
+        HashMap::from([("by", "server".into()), ("size", 5_u64.into()), ("sha256", "AB".repeat(32).into())]);
+    let engine = async {
+        let Some(Command::Install(request, reply)) = p.commands.recv().await else { panic!() };
+        assert_eq!((request.by, request.file.size), (By::Server, Some(5)));
+        assert_eq!(request.file.sha256, Some("ab".repeat(32)));
+        reply.send(Ok(request.id)).unwrap();
+    };
+    let (answer, ()) = tokio::join!(proxy.install("http://h/x", options), engine);
+    answer.unwrap();
+}
+
+#[tokio::test]
+async fn consent_and_looks_reach_hawkbit() {
+    let mut p = peer().await;
+    let proxy = proxy(&p).await;
+    let hawkbit = async {
+        let Some(Ask::Consent(false, reply)) = p.hawkbit.recv().await else { panic!() };
+        reply.send(Err(Failure::new(Kind::NotNow, "no"))).unwrap();
+        assert!(matches!(p.hawkbit.recv().await, Some(Ask::Poll)));
+        let Some(Command::Check(reply)) = p.commands.recv().await else { panic!() };
+        reply.send(Err(Failure::new(Kind::NothingNew, "no"))).unwrap();
+    };
+    let calls = async {
+        assert_eq!(proxy.consent(false).await.unwrap_err().into_failure().kind, Kind::NotNow);
+        assert!(proxy.check().await.is_err());
+        assert_eq!(proxy.hawkbit().await.unwrap(), "");
+    };
+    tokio::join!(calls, hawkbit);
 }
 
 #[tokio::test]

@@ -113,6 +113,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     ) -> Result<Check, Failure> {
         let update = self.ports.machine.rules().update;
         let Some(source) = update.source.as_ref().map(ToString::to_string) else {
+            if update.hawkbit.url.is_some() {
+                return Err(Failure::new(
+                    Kind::NothingNew,
+                    "releases come from hawkBit, which is being asked",
+                )
+                .hint("`rustiot update status` shows what it wants"));
+            }
             return Err(Failure::new(Kind::NothingNew, "the configuration names no repository to look in")
                 .hint(
                     "set update.source in rustiot.toml, or name a file or URL: `rustiot update install …`",

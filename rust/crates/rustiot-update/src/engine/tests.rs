@@ -35,7 +35,7 @@ enum Get {
     Hangs,
 }
 
-struct World {
+pub(crate) struct World {
     record: RefCell<Record>,
     boot: Cell<u32>,
     manifest: RefCell<Result<Manifest, Failure>>,
@@ -72,7 +72,7 @@ struct World {
     dir: tempfile::TempDir,
 }
 
-type W = Rc<World>;
+pub(crate) type W = Rc<World>;
 
 fn manifest() -> Manifest {
     Manifest {
@@ -85,7 +85,7 @@ fn manifest() -> Manifest {
     }
 }
 
-fn world() -> W {
+pub(crate) fn world() -> W {
     let world = World {
         record: RefCell::new(Record::fresh(Slot::A)),
         boot: Cell::new(0),
@@ -122,26 +122,41 @@ fn world() -> W {
 }
 
 impl World {
-    fn apply(&self, event: Event) -> Result<Vec<Effect>, Failure> {
+    pub(crate) fn apply(&self, event: Event) -> Result<Vec<Effect>, Failure> {
         let (next, effects) =
             step(&self.record.borrow(), event).map_err(|e| Failure::new(Kind::NotNow, e.to_string()))?;
         *self.record.borrow_mut() = next;
         Ok(effects)
     }
 
-    fn boot_id(&self) -> String {
+    pub(crate) fn boot_id(&self) -> String {
         format!("boot-{}", self.boot.get())
     }
 
-    fn boots(&self, slot: Slot, reset: ResetReason) {
+    pub(crate) fn boots(&self, slot: Slot, reset: ResetReason) {
         self.boot.set(self.boot.get() + 1);
         self.apply(Event::Booted { slot, boot_id: self.boot_id(), reset, pstore_tail: vec![] }).unwrap();
     }
 
     /// The gate passes and the soak ends in this boot.
-    fn is_healthy(&self) {
+    pub(crate) fn is_healthy(&self) {
         self.apply(Event::GatePassed { boot_id: self.boot_id() }).unwrap();
         self.apply(Event::Soaked { boot_id: self.boot_id(), floor: None }).unwrap();
+    }
+
+    /// Restarts that were asked for.
+    pub(crate) fn reboots(&self) -> u32 {
+        self.reboots.get()
+    }
+
+    /// The directory of the store.
+    pub(crate) fn state(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
+    /// What the device does by itself has this window.
+    pub(crate) fn only_in(&self, window: &str) {
+        self.rules.borrow_mut().windows = vec![window.parse().unwrap()];
     }
 
     /// Unix time; goes on as tokio's paused clock does.
@@ -154,7 +169,7 @@ impl World {
         self.record.borrow().last_boot().unwrap().slot
     }
 
-    fn phase(&self) -> &'static str {
+    pub(crate) fn phase(&self) -> &'static str {
         self.record.borrow().phase.name()
     }
 }
@@ -274,7 +289,7 @@ impl Repository for W {
     }
 }
 
-struct Job1 {
+pub(crate) struct Job1 {
     world: W,
     way: Way,
 }
@@ -355,7 +370,7 @@ impl Client {
     }
 
     async fn install(&self, hold: Hold, force: bool) -> Result<String, Failure> {
-        let request = Request { id: "id-1".into(), source: URL.into(), hold, force };
+        let request = Request { id: "id-1".into(), source: URL.into(), hold, force, ..Request::default() };
         self.order(|reply| Command::Install(request, reply)).await
     }
 
@@ -380,17 +395,22 @@ impl Client {
 async fn run<T>(world: &W, scenario: impl AsyncFnOnce(Client) -> T) -> T {
     let (commands, receiver) = mpsc::channel(4);
     let (sender, status) = watch::channel(Status::default());
+    let engine = engine(world, sender);
+    tokio::select! {
+        () = engine.run(receiver) => panic!("the engine ended"),
+        result = scenario(Client { commands, status }) => result,
+    }
+}
+
+/// The engine of a service that has just been started.
+pub(crate) fn engine(world: &W, sender: watch::Sender<Status>) -> Engine<W, W, W, W, W, W> {
     let here = Here { slot: world.slot(), boot_id: world.boot_id() };
     let policy =
         Policy { grace: Duration::from_secs(5), compatible: "rustiot-x".into(), floor: Some("0.5.0".into()) };
     let store = Store::open(world.dir.path()).unwrap();
     let w = || Rc::clone(world);
     let ports = Ports { installer: w(), ledger: w(), disk: w(), machine: w(), repository: w(), fetcher: w() };
-    let engine = Engine::new(ports, Rc::new(store), here, policy, sender);
-    tokio::select! {
-        () = engine.run(receiver) => panic!("the engine ended"),
-        result = scenario(Client { commands, status }) => result,
-    }
+    Engine::new(ports, Rc::new(store), here, policy, sender)
 }
 
 /// Installs with default options up to the restart.
@@ -682,11 +702,55 @@ async fn senseless_sources_are_refused_at_once() {
     let w = world();
     run(&w, async |c| {
         for source in ["x.raucb", "ftp://h/x", "file:///x", "/a\nb", &format!("/{}", "x".repeat(5000))] {
-            let request = Request { id: "i".into(), source: source.into(), hold: Hold::None, force: false };
+            let request = Request { id: "i".into(), source: source.into(), ..Request::default() };
             let answer = c.order(|reply| Command::Install(request, reply)).await;
             assert_eq!(answer.unwrap_err().kind, Kind::Usage, "{source}");
         }
         assert_eq!(c.status.borrow().phase, Phase::Idle);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_servers_order_outlives_an_outage_at_its_first_look_and_a_persons_is_answered() {
+    for (by, ends) in [(By::Person, true), (By::Server, false), (By::Policy, false)] {
+        let w = world();
+        w.unprepared.set(Some(Failure::new(Kind::Unreachable, "no network")));
+        run(&w, async |mut c| {
+            let request = Request { id: "i".into(), source: URL.into(), by, ..Request::default() };
+            c.order(|reply| Command::Install(request, reply)).await.unwrap();
+            if ends {
+                assert_eq!(c.end().await.result, Outcome::Failed);
+                return;
+            }
+            c.phase(Phase::WaitingToRetry).await;
+            c.phase(Phase::Rebooting).await;
+            assert_eq!(c.status.borrow().transaction.as_ref().unwrap().by, by);
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_file_must_have_is_the_plans_and_goes_with_urls_only() {
+    let w = world();
+    run(&w, async |mut c| {
+        let file = Expected { size: Some(2000), sha256: Some("ab".repeat(32)) };
+        let order = |source: &str| {
+            let (source, file) = (source.to_owned(), file.clone());
+            Request { id: "i".into(), source, file, hold: Hold::Install, ..Request::default() }
+        };
+        for source in ["/x.raucb", "/repository/", ""] {
+            let answer = c.order(|reply| Command::Install(order(source), reply)).await;
+            assert_eq!(answer.unwrap_err().kind, Kind::Usage, "{source}");
+        }
+        w.room.set(1999);
+        c.order(|reply| Command::Install(order(URL), reply)).await.unwrap();
+        assert_eq!(c.end().await.why.unwrap().kind, Kind::NoSpace, "refused before a byte is fetched");
+        w.room.set(2000);
+        c.order(|reply| Command::Install(order(URL), reply)).await.unwrap();
+        let plan = c.phase(Phase::Downloaded).await.plan.unwrap();
+        assert_eq!((plan.ways[0].len, &plan.ways[0].sha256), (Some(2000), &file.sha256));
     })
     .await;
 }
@@ -1011,7 +1075,7 @@ fn plan_of(version: &str) -> Plan {
     Plan {
         release: Some(rustiot_boot::Release { version: version.into(), manifest_hash: hash }),
         ways: vec![way(WayKind::Delta, 100), way(WayKind::Full, 10_000)],
-        ..Plan::plain("")
+        ..Plan::plain("", &Expected::default())
     }
 }
 
