@@ -67,7 +67,7 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
         ("plain.raucb", 5, &["plain"]),
         ("board.raucb", 3, &["rustiot-toaster"]),
         ("oversized.raucb", 3, &["root"]),
-        ("absent.raucb", 1, &["there is no bundle at"]),
+        ("absent.raucb", 1, &["nothing to fetch at"]),
     ] {
         let output = machine.install(&server.guest_url(name))?;
         let said = output.stderr.trim();
