@@ -222,6 +222,13 @@ fn survives_full_file_systems(ctx: &mut Ctx) -> Result<()> {
     })?;
     // Space returns: so does everything else.
     machine.sh("rm -f /data/full /data/rest /state/full /state/rest; sync")?;
+    if ctx.short {
+        // That an installed one starts, many other tests see.
+        let held = format!("rustiot update install --hold activate {}", server.guest_url("b.raucb"));
+        let installed = machine.run(&held, HEALTHY)?;
+        ensure!(installed.ok(), "the install ended with {}: {}", installed.status, installed.stderr);
+        return Ok(());
+    }
     update(&machine, &server, &B)?;
     Ok(())
 }

@@ -345,6 +345,10 @@ fn falls_back_when_a_required_service_is_broken(ctx: &mut Ctx) -> Result<()> {
     let again = trial.machine.install(&server.guest_url("broken-service.raucb"))?;
     ensure!(again.status == 3, "the bad release was not refused: {} {}", again.status, again.stderr);
     ensure!(again.stderr.contains("ssh"), "the refusal does not say why: {}", again.stderr);
+    if ctx.short {
+        // That newer ones are taken, many other tests see.
+        return Ok(());
+    }
     let before = trial.machine.boot()?;
     let newer = trial.machine.install(&server.guest_url("b.raucb"))?;
     ensure!(newer.ok(), "the newer release was refused: {}", newer.stderr);
