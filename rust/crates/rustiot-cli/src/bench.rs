@@ -21,9 +21,8 @@ const SMALLER: f64 = 5.0;
 const MEMORY: u64 = 30_000_000;
 /// A release that fails may cost this many boots and this many watchdog periods.
 const FALLBACK: u64 = 1;
-/// Seconds that all checks must have passed before the gate opens: the default of `health.settle`, and the lab's.
-const SETTLE_S: f64 = 20.0;
-const LAB_SETTLE_S: f64 = 2.0;
+/// The product's default of `health.settle`, seconds; the lab's is [`rustiot_lab::SETTLE_S`].
+const SETTLE_S: u32 = 20;
 /// Packages of the root that are named; the rest is summed up.
 const PACKAGES: usize = 20;
 
@@ -267,7 +266,8 @@ fn size(lab: &Lab, image: &Image, baseline: &Baseline) -> Result<Part> {
 fn boot_part(figures: &[Vec<f64>; 3], baseline: &Baseline) -> Part {
     let [healthy, ours, stock] = figures;
     let ratio = median(healthy) / median(stock);
-    let default_ratio = times((median(healthy) + 1000.0 * (SETTLE_S - LAB_SETTLE_S)) / median(stock));
+    let (settle, later) = (rustiot_lab::SETTLE_S, SETTLE_S.saturating_sub(rustiot_lab::SETTLE_S));
+    let default_ratio = times((median(healthy) + 1000.0 * f64::from(later)) / median(stock));
     let mut table = vec![row(["system", "multi-user.target and ssh", "healthy", "least–most"])];
     table.push(row(["RustIoT", &ms(median(ours)), &ms(median(healthy)), &range(healthy)]));
     table.push(row(["stock Debian", &ms(median(stock)), "", &range(stock)]));
@@ -291,10 +291,9 @@ fn boot_part(figures: &[Vec<f64>; 3], baseline: &Baseline) -> Part {
         notes: vec![format!(
             "Not a first boot. Stock Debian: the lab image's packages as their scripts configure them, ext4 root, own \
              initramfs (initramfs-tools, MODULES=list), same kernel, networkd and ssh up; {drift}. Healthy: all \
-             evidence collected, and 2 s of settling, the lab's `health.settle`. The product's default is {SETTLE_S} s, of \
+             evidence collected, and {settle} s of settling, the lab's `health.settle`. The product's default is {SETTLE_S} s, of \
              which the device works through none: by that clock healthy comes {later} s later, {default_ratio} of the \
-             stock Debian.",
-            later = SETTLE_S - LAB_SETTLE_S,
+             stock Debian."
         )],
     }
 }
@@ -573,6 +572,13 @@ mod unit {
     fn a_class_is_told_in_words() {
         assert_eq!(class("b/falls_back_when_init_is_missing"), "init is missing");
         assert_eq!(class("b/does_not_commit_when_the_gate_is_deleted"), "the gate is deleted");
+    }
+
+    #[test]
+    fn the_products_settling_is_the_documented_default() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../docs/configuration.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        assert!(page.contains(&format!("\nsettle = \"{SETTLE_S}s\"")), "see health.settle there");
     }
 
     #[test]

@@ -7,6 +7,9 @@ use rustiot_image::{Context, Progress, Toolbox};
 use std::path::{Path, PathBuf};
 use testbed::{Firmware, Scratch, Spec, Tools};
 
+/// `health.settle` of lab machines, seconds.
+pub const SETTLE_S: u32 = 2;
+
 /// The workstation's side of the lab.
 #[derive(Debug, Clone)]
 pub struct Lab {
@@ -106,7 +109,7 @@ impl Lab {
     pub fn config(&self) -> Result<String> {
         let key = self.ssh_key()?.public;
         Ok(format!(
-            "[ssh]\nauthorized_keys = [\"{key}\"]\n[health]\nsettle = \"2s\"\nsoak = \"5s\"\ndeadline = \"3m\"\n"
+            "[ssh]\nauthorized_keys = [\"{key}\"]\n[health]\nsettle = \"{SETTLE_S}s\"\nsoak = \"5s\"\ndeadline = \"3m\"\n"
         ))
     }
 

@@ -19,5 +19,5 @@ pub mod tests;
 pub use ctx::{Ctx, Figures, Skip};
 pub use device::{BootInfo, COMMAND, Device, HEALTHY, boot_of};
 pub use fixtures::{A, B, File, Fixtures, Release};
-pub use lab::Lab;
+pub use lab::{Lab, SETTLE_S};
 pub use runner::{LabTest, Outcome, Report, Tag, id, list, run};
