@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.join(LAYER, "lib"))
 
 from rustiot import boards  # noqa: E402
 
-DIRECTORIES = [os.path.join(REPO, "conf/boards"), os.path.join(LAYER, "files/boards")]
+DIRECTORIES = [os.path.join(REPO, "conf/boards")]
 # The issue's list: each has a kas file and a board file.
 WANTED = """
     raspberrypi-zero-2w raspberrypi3-64 raspberrypi4-64 raspberrypi5 beaglebone-black beagleplay jetson-orin-nano

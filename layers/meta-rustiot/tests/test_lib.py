@@ -23,7 +23,7 @@ from rustiot import boards, crates, disk, initramfs, signing, uboot, verity  # n
 from rustiot.problem import Problem  # noqa: E402
 
 CONF = os.path.join(REPO, "conf")
-BOARD_DIRS = [os.path.join(CONF, "boards"), os.path.join(HERE, "../files/boards")]
+BOARD_DIRS = [os.path.join(CONF, "boards")]
 
 
 def read(*path):

@@ -31,7 +31,7 @@ pub struct Board {
     pub qemu: Option<Qemu>,
 }
 
-/// Processor architecture, in Debian's names.
+/// Processor architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
@@ -39,6 +39,10 @@ pub enum Arch {
     Amd64,
     /// 64-bit Arm.
     Arm64,
+    /// 32-bit Arm, version 7 with hardware floating point.
+    Arm,
+    /// 64-bit RISC-V with the extensions `gc`.
+    Riscv64,
 }
 
 impl Arch {
@@ -47,6 +51,18 @@ impl Arch {
         match self {
             Arch::Amd64 => "amd64",
             Arch::Arm64 => "arm64",
+            Arch::Arm => "armhf",
+            Arch::Riscv64 => "riscv64",
+        }
+    }
+
+    /// U-Boot's name of the architecture in a FIT (boot/image.c).
+    pub fn uboot(self) -> &'static str {
+        match self {
+            Arch::Amd64 => "x86_64",
+            Arch::Arm64 => "arm64",
+            Arch::Arm => "arm",
+            Arch::Riscv64 => "riscv",
         }
     }
 
@@ -55,6 +71,8 @@ impl Arch {
         match self {
             Arch::Amd64 => "x86_64-unknown-linux-gnu",
             Arch::Arm64 => "aarch64-unknown-linux-gnu",
+            Arch::Arm => "armv7-unknown-linux-gnueabihf",
+            Arch::Riscv64 => "riscv64gc-unknown-linux-gnu",
         }
     }
 
@@ -63,6 +81,8 @@ impl Arch {
         match self {
             Arch::Amd64 => "x86_64-linux-gnu",
             Arch::Arm64 => "aarch64-linux-gnu",
+            Arch::Arm => "arm-linux-gnueabihf",
+            Arch::Riscv64 => "riscv64-linux-gnu",
         }
     }
 }

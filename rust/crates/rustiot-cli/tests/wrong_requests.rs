@@ -98,6 +98,18 @@ fn an_unknown_board_is_answered_with_those_that_are() {
 }
 
 #[test]
+fn a_board_that_only_yocto_builds_for_says_so() {
+    let clone = Clone::new();
+    for board in ["beaglebone-black", "qemuarm", "visionfive2", "genericarm64"] {
+        let yocto = format!("kas build kas/{board}.yml");
+        for command in [&["image", "build"][..], &["bundle"]] {
+            let args = [command, &["--board", board]].concat();
+            clone.refused(&args, 2, &["no lab image for", board, &yocto]);
+        }
+    }
+}
+
+#[test]
 fn a_board_file_that_lacks_a_key_is_named_with_the_key() {
     let clone = Clone::new();
     let text = fs::read_to_string(clone.board()).unwrap();

@@ -191,7 +191,9 @@ fn download(
     };
     watched("apt-get update", &mut command(&["update"]), progress)?;
     let mut wanted = packages.target.packages.clone();
-    wanted.push(packages.target.kernel.of(arch).to_owned());
+    let kernel = packages.target.kernel.of(arch);
+    let missing = || content("conf/lab/packages.toml", format!("names no kernel for {}", arch.debian()));
+    wanted.push(kernel.ok_or_else(missing)?.to_owned());
     if dev {
         wanted.extend(packages.target.dev.iter().cloned());
     }

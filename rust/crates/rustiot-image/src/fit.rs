@@ -144,7 +144,7 @@ pub fn build_fit(
 /// The command line is an image of its own, so that a hash covers it, and part of the configuration, so that a
 /// signature would.
 fn fit_source(arch: Arch, uboot: &Uboot, parts: FitParts<'_>, cmdline: &Path) -> String {
-    let arch = arch.debian();
+    let arch = arch.uboot();
     let load = format!("<{:#x} {:#x}>", uboot.kernel_load >> 32, uboot.kernel_load & 0xffff_ffff);
     let image = |name: &str, kind: &str, data: &Path, rest: &str| {
         format!(

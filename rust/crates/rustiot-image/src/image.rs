@@ -9,7 +9,7 @@ use crate::programs::Programs;
 use crate::root::{self, Inputs, Verity};
 use crate::toolbox::Toolbox;
 use crate::{boot, root::PackageSize};
-use rustiot_board::{Board, Kernel, Layout, Size};
+use rustiot_board::{Arch, Board, Kernel, Layout, LoaderKind, Size};
 use rustiot_scratch::Scratch;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -117,6 +117,7 @@ impl Image {
 /// The board is unknown or its file wrong, a version is none, or a file that it names is not there.
 pub fn check(ctx: &Context, request: &Request) -> Result<Board, Error> {
     let board = board(ctx, &request.board)?;
+    check_lab(&board)?;
     check_version(&request.version)?;
     request.floor.as_deref().map_or(Ok(()), check_version)?;
     if let Some(overlay) = request.overlay.as_ref().filter(|dir| !dir.is_dir()) {
@@ -126,6 +127,23 @@ pub fn check(ctx: &Context, request: &Request) -> Result<Board, Error> {
         ));
     }
     Ok(board)
+}
+
+/// Whether there is a lab image for `board` at all: Debian's kernels and the boot files that this crate makes are for
+/// PCs and for arm64 with U-Boot.
+fn check_lab(board: &Board) -> Result<(), Error> {
+    match (board.arch, board.boot.loader) {
+        (Arch::Amd64, LoaderKind::Uefi) | (Arch::Arm64, LoaderKind::Uboot) => Ok(()),
+        (arch, loader) => Err(wrong(
+            format!(
+                "there is no lab image for {} ({}, loader {}): only for amd64 with uefi and arm64 with uboot",
+                board.name,
+                arch.debian(),
+                loader.name()
+            ),
+            format!("build the product's image with Yocto: kas build kas/{}.yml", board.name),
+        )),
+    }
 }
 
 /// Builds a release. Everything is kept in the cache: the second build of the same takes a moment.

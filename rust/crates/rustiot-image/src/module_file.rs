@@ -65,12 +65,12 @@ const REMOVE: [&str; 8] = [
 /// The tool fails.
 pub(crate) fn remove_type_information(toolbox: &Toolbox, arch: Arch, paths: &[PathBuf]) -> Result<(), Error> {
     let tool = match arch {
-        Arch::Amd64 => "objcopy",
-        Arch::Arm64 => "aarch64-linux-gnu-objcopy",
+        Arch::Amd64 => "objcopy".to_owned(),
+        foreign => format!("{}-objcopy", foreign.multiarch()),
     };
     for path in paths {
         let options = REMOVE.iter().map(AsRef::<std::ffi::OsStr>::as_ref);
-        toolbox.run(tool, options.chain([Path::as_os_str(path)]))?;
+        toolbox.run(&tool, options.chain([Path::as_os_str(path)]))?;
     }
     Ok(())
 }

@@ -39,10 +39,12 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    pub(crate) fn of(&self, arch: Arch) -> &str {
+    /// The kernel's package; none where the lab image is not built for the architecture.
+    pub(crate) fn of(&self, arch: Arch) -> Option<&str> {
         match arch {
-            Arch::Amd64 => &self.amd64,
-            Arch::Arm64 => &self.arm64,
+            Arch::Amd64 => Some(&self.amd64),
+            Arch::Arm64 => Some(&self.arm64),
+            Arch::Arm | Arch::Riscv64 => None,
         }
     }
 }

@@ -340,11 +340,11 @@ fn make_parent(file: &Path) -> Result<()> {
 fn compile(lab: &Lab, board: &Board, source: &str, to: &Path) -> Result<()> {
     make_parent(to)?;
     let compiler = match board.arch {
-        Arch::Amd64 => "gcc",
-        Arch::Arm64 => "aarch64-linux-gnu-gcc",
+        Arch::Amd64 => "gcc".to_owned(),
+        foreign => format!("{}-gcc", foreign.multiarch()),
     };
     let source = lab.context.conf("bench").join(source);
-    let mut gcc = lab.toolbox.command(compiler);
+    let mut gcc = lab.toolbox.command(&compiler);
     let output = gcc.args(["-Wall", "-Werror", "-Os", "-static", "-s", "-o"]).args([to, &source]).output();
     let output = output.with_context(|| format!("cannot run {compiler}"))?;
     ensure!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));

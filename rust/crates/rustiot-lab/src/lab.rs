@@ -136,5 +136,8 @@ fn accelerator(arch: Arch) -> String {
 /// Whether this workstation is of that architecture.
 fn is_native(arch: Arch) -> bool {
     let ours = std::env::consts::ARCH;
-    matches!((arch, ours), (Arch::Amd64, "x86_64") | (Arch::Arm64, "aarch64"))
+    matches!(
+        (arch, ours),
+        (Arch::Amd64, "x86_64") | (Arch::Arm64, "aarch64") | (Arch::Arm, "arm") | (Arch::Riscv64, "riscv64")
+    )
 }
