@@ -1,0 +1,33 @@
+//! OCI and Docker images on a device: references, registries, the content-addressed store, what a container mounts.
+//!
+//! A library: no daemon, no API. Nothing is visible before it is durable; what is damaged is marked and fetched again,
+//! never wiped; what a container or a rollback needs is never collected; and what an image's archive names never becomes
+//! a path of this device. Called by `rustiot-engine`. Contract: `docs/contracts/images.md`.
+
+#![allow(dead_code)] // while the store is being built
+
+mod auth;
+mod digest;
+mod error;
+mod layer;
+mod limits;
+pub mod manifest;
+mod platform;
+mod progress;
+mod reference;
+mod registry;
+mod store;
+
+pub use auth::{Auth, AuthError, Challenge, Credentials};
+pub use digest::{Digest, DigestError, Hasher, ImageId};
+pub use error::{Error, Kind};
+pub use layer::LayerError;
+pub use limits::Limits;
+pub use platform::{Platform, PlatformError};
+pub use progress::{Event, Progress, Status};
+pub use reference::{DEFAULT_REGISTRY, DEFAULT_TAG, Reference, ReferenceError};
+pub use registry::{Registries, RegistryConfig};
+pub use store::{
+    Depth, DiskUsage, Image, LayerInfo, Loaded, Policy, PullOptions, Pulled, Removed, Rootfs, RootfsLayer,
+    ScrubReport, Store,
+};
