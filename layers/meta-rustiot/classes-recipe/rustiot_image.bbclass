@@ -188,10 +188,32 @@ def rustiot_uboot_boot(d, board, kernel, initramfs, cmdline, work, out):
         file.write(uboot.fit_source(board, kernel, initramfs, args, tree))
     rustiot_run(d, ["uboot-mkimage", "-f", source, out])
 
+def rustiot_tryboot_boot(d, board, kernel, initramfs, cmdline, work, out):
+    """The boot partition of a Raspberry Pi whose firmware chooses the slot: kernel, initramfs, device trees, settings."""
+    from rustiot import tryboot
+
+    rustiot_try(d, tryboot.check_kernel, kernel)
+    deploy = d.getVar("DEPLOY_DIR_IMAGE")
+    config, args = os.path.join(work, "config.txt"), os.path.join(work, "cmdline.txt")
+    with open(config, "w", encoding="utf-8") as file:
+        file.write(tryboot.config(board))
+    with open(args, "w", encoding="utf-8") as file:
+        file.write(rustiot_try(d, tryboot.command_line, cmdline))
+    files = [("config.txt", config), ("cmdline.txt", args), (tryboot.KERNEL, kernel), (tryboot.INITRAMFS, initramfs)]
+    for inside, name in rustiot_try(d, tryboot.device_trees, d.getVar("KERNEL_DEVICETREE")):
+        files.append((inside, os.path.join(deploy, name)))
+    for name in board["boot"]["tryboot"]["firmware"]:
+        files.append((name, os.path.join(deploy, d.getVar("BOOTFILES_DIR_NAME"), name)))
+    for inside, path in files:
+        if not os.path.exists(path):
+            bb.fatal("there is no %s for %s of the boot partition; conf/rustiot/%s.inc says what the board needs"
+                     % (path, inside, d.getVar("MACHINE")))
+    rustiot_fat(d, files, "BOOT", out)
+
 python do_rustiot_slots () {
     import json
 
-    from rustiot import adapters, boards, disk, initramfs, uboot, verity
+    from rustiot import adapters, boards, disk, initramfs, tryboot, uboot, verity
 
     board = rustiot_try(d, adapters.board, d)
     path = d.getVar("RUSTIOT_BOARD_FILE")
@@ -222,7 +244,7 @@ python do_rustiot_slots () {
     # The boot image.
     kernel = os.path.join(deploy, d.getVar("KERNEL_IMAGETYPE"))
     boot = adapters.slot_file(d, "boot.img")
-    build = {"uefi": rustiot_uefi_boot, "uboot": rustiot_uboot_boot}[board["boot"]["loader"]]
+    build = {"uefi": rustiot_uefi_boot, "uboot": rustiot_uboot_boot, "tryboot": rustiot_tryboot_boot}[board["boot"]["loader"]]
     build(d, board, kernel, whole, adapters.cmdline(d), work, boot)
 
     # What is not a slot's.
@@ -235,6 +257,12 @@ python do_rustiot_slots () {
         elif content == "uboot-env":
             with open(adapters.slot_file(d, "uboot-env.img"), "wb") as file:
                 file.write(rustiot_try(d, uboot.selector_partition, board, partition["bytes"]))
+        elif content == "autoboot":
+            selector = os.path.join(work, "autoboot.txt")
+            with open(selector, "w", encoding="utf-8") as file:
+                file.write(rustiot_try(d, tryboot.autoboot, partitions))
+            # Nothing but this file: the device finds it and changes it where it lies.
+            rustiot_fat(d, [("autoboot.txt", selector)], "AUTOBOOT", adapters.slot_file(d, "autoboot.img"), partition["bytes"])
         elif content in ("boot", "root"):
             size = os.path.getsize(adapters.slot_file(d, content + ".img"))
             rustiot_try(d, disk.check_fits, partition, size)
@@ -265,6 +293,8 @@ def rustiot_loader_depends(d):
         # From the layer that has it (docs/yocto.md, Secure Boot).
         found += ["sbsigntool-native:do_populate_sysroot"] if d.getVar("RUSTIOT_SB_KEY") else []
         return " ".join(found)
+    if d.getVar("RUSTIOT_LOADER") == "tryboot":
+        return "rpi-bootfiles:do_deploy"
     return "u-boot-tools-native:do_populate_sysroot dtc-native:do_populate_sysroot"
 
 # The finished disk image: the table is the layout's, and nothing that boots lies where both slots use it.

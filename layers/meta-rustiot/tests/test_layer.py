@@ -15,7 +15,7 @@ LAYER = os.path.normpath(os.path.join(HERE, ".."))
 REPO = os.path.normpath(os.path.join(LAYER, "../.."))
 sys.path.insert(0, os.path.join(LAYER, "lib"))
 
-from rustiot import boards  # noqa: E402
+from rustiot import boards, tryboot  # noqa: E402
 
 DIRECTORIES = [os.path.join(REPO, "conf/boards")]
 # The list: each has a kas file and a board file.
@@ -89,6 +89,11 @@ class Boards(unittest.TestCase):
                 own = "RUSTIOT_FIT_DTB" in values(read("layers/meta-rustiot/conf/rustiot", machine + ".inc"))
                 hook = any(h.startswith("dtb-") for h in board["boot"]["uboot"]["hooks"])
                 self.assertNotEqual(own, hook, name)
+            if board["boot"]["loader"] == "tryboot":
+                shipped = values(read("layers/meta-rustiot/conf/rustiot", machine + ".inc"))["RPI_KERNEL_DEVICETREE_OVERLAYS"]
+                for overlay in tryboot.overlays(board):
+                    self.assertIn("overlays/%s.dtbo" % overlay, shipped.split(), name)
+                self.assertIn("overlays/overlay_map.dtb", shipped.split(), name)
 
     def test_every_board_has_its_row_in_the_documentation(self):
         text = read("docs/boards.md")

@@ -19,7 +19,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 REPO = os.path.normpath(os.path.join(HERE, "../../.."))
 sys.path.insert(0, os.path.join(HERE, "../lib"))
 
-from rustiot import boards, crates, disk, initramfs, signing, uboot, verity  # noqa: E402
+from rustiot import boards, crates, disk, initramfs, signing, tryboot, uboot, verity  # noqa: E402
 from rustiot.problem import Problem  # noqa: E402
 
 CONF = os.path.join(REPO, "conf")
@@ -58,7 +58,7 @@ class Boards(unittest.TestCase):
         good = read(BOARD_DIRS[0], "qemux86-64.toml")
         for old, new, wanted in (
             ('compatible = "rustiot-qemux86-64"', "", "the key compatible is missing.*docs/contracts/board.md"),
-            ('loader = "uefi"', 'loader = "lilo"', "boot.loader: `lilo`.*uefi uboot"),
+            ('loader = "uefi"', 'loader = "lilo"', "boot.loader: `lilo`.*uefi uboot tryboot"),
             ('loader = "uefi"', 'loader = "uboot"', "the key boot.uboot is missing"),
             ('root = "150 MiB"', 'root = "much"', "sizes.root"),
             ('name = "qemux86-64"', 'name = "other"', "file and name must agree"),
@@ -331,6 +331,64 @@ class Verity(unittest.TestCase):
             file.flush()
             with self.assertRaisesRegex(Problem, "whole number of blocks"):
                 verity.append(file.name, b"")
+
+
+class Tryboot(unittest.TestCase):
+    def partitions(self):
+        return boards.layout(os.path.join(CONF, "layout.toml"), "tryboot")[2]
+
+    def boards(self):
+        return [board for board in every_board() if board["boot"]["loader"] == "tryboot"]
+
+    def test_the_selector_comes_first_and_names_both_slots(self):
+        partitions = self.partitions()
+        self.assertEqual(partitions[0]["name"], "autoboot")
+        # The firmware numbers partitions like an MBR, which has four.
+        self.assertEqual(tryboot.boot_partitions(partitions), (3, 4))
+        text = tryboot.autoboot(partitions)
+        self.assertEqual(text, "[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=4\n")
+        self.assertLessEqual(len(text), 512)
+        with self.assertRaisesRegex(Problem, "no partition `boot-b`"):
+            tryboot.autoboot(partitions[:3])
+
+    def test_the_settings_start_our_kernel_with_the_watchdog_running(self):
+        self.assertGreaterEqual(len(self.boards()), 2)
+        for board in self.boards():
+            text = tryboot.config(board)
+            for line in ("kernel=kernel.img", "initramfs initramfs.img followkernel", "dtparam=watchdog=on"):
+                self.assertIn(line, text.splitlines())
+            self.assertIn("kernel_watchdog_timeout=%d" % board["watchdog"]["loader_timeout_s"], text.splitlines())
+            # Its longest: the firmware and the driver refuse more (drivers/watchdog/bcm2835_wdt.c).
+            self.assertLessEqual(board["watchdog"]["loader_timeout_s"], 15)
+            self.assertNotIn("[", text)
+            self.assertTrue(all(len(line) < 99 for line in text.splitlines()))
+            self.assertIn("ramoops", tryboot.overlays(board))
+
+    def test_one_command_line(self):
+        self.assertEqual(tryboot.command_line("a b"), "a b\n")
+        with self.assertRaisesRegex(Problem, "more than one line"):
+            tryboot.command_line("a\nb")
+
+    def test_device_trees_lie_where_the_firmware_looks(self):
+        self.assertEqual(
+            tryboot.device_trees("broadcom/bcm2712-rpi-5-b.dtb overlays/overlay_map.dtb overlays/x.dtbo"),
+            [("bcm2712-rpi-5-b.dtb", "bcm2712-rpi-5-b.dtb"), ("overlays/overlay_map.dtb", "overlay_map.dtb"),
+             ("overlays/x.dtbo", "x.dtbo")],
+        )
+        with self.assertRaisesRegex(Problem, "KERNEL_DEVICETREE"):
+            tryboot.device_trees("overlays/overlay_map.dtb")
+
+    def test_only_a_plain_kernel(self):
+        with tempfile.NamedTemporaryFile() as kernel:
+            kernel.write(bytes(56) + b"ARM\x64" + bytes(4))
+            kernel.flush()
+            tryboot.check_kernel(kernel.name)
+            kernel.seek(0)
+            kernel.write(b"\x1f\x8b")
+            kernel.truncate(40)
+            kernel.flush()
+            with self.assertRaisesRegex(Problem, "uncompressed"):
+                tryboot.check_kernel(kernel.name)
 
 
 class Disk(unittest.TestCase):

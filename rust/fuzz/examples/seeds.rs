@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         indexes()?,
         files()?,
         texts(),
+        selectors()?,
         edits(),
     ];
     for (target, name, bytes) in groups.into_iter().flatten() {
@@ -177,6 +178,23 @@ fn texts() -> Vec<Seed> {
         ("read", "http://h/x\0Installation error: Failed to copy data: Input/output error"),
     ];
     texts.into_iter().map(|(name, text)| ("rauc_text", name.to_owned(), text.into())).collect()
+}
+
+/// A small FAT12 with `autoboot.txt` up to the file's bytes, and the text itself.
+fn selectors() -> Result<Vec<Seed>, Box<dyn Error>> {
+    let text = b"[all]\ntryboot_a_b=1\nboot_partition=3\n[tryboot]\nboot_partition=4\n";
+    rustiot_loader::autoboot::Selection::parse(text).ok_or("the text selects nothing")?;
+    let mut disk = vec![0; 4 * 512];
+    // 512 bytes a sector, one a cluster, one reserved, one table of one sector, 16 entries, 40 sectors.
+    disk[11..24].copy_from_slice(&[0, 2, 1, 1, 0, 1, 16, 0, 40, 0, 0xf8, 1, 0]);
+    disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+    disk[1024..1036].copy_from_slice(b"AUTOBOOTTXT\x20");
+    disk[1024 + 26] = 2;
+    disk[1024 + 28] = text.len() as u8;
+    disk[1536..1536 + text.len()].copy_from_slice(text);
+    let mut read = |offset: u64, length: usize| Ok(disk[offset as usize..offset as usize + length].to_vec());
+    rustiot_loader::autoboot::find(&mut read)?;
+    Ok(vec![("autoboot", "fat12".into(), disk), ("autoboot", "text".into(), text.to_vec())])
 }
 
 /// As in `fuzz_targets/tuf.rs`: an edit of each file that changes nothing, and a word in the middle of each.

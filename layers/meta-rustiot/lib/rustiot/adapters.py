@@ -60,7 +60,7 @@ def partition_files(d):
         content = partition["content"]
         if content in ("boot", "root") and partition["slot"] in slots:
             files[partition["name"]] = slot_file(d, content + ".img")
-        elif content in ("config", "uboot-env"):
+        elif content in ("config", "uboot-env", "autoboot"):
             files[partition["name"]] = slot_file(d, content + ".img")
     return files
 

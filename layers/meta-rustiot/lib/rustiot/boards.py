@@ -27,7 +27,7 @@ UNITS = {
     "MiB": 1 << 20,
     "GiB": 1 << 30,
 }
-LOADERS = ("uefi", "uboot")
+LOADERS = ("uefi", "uboot", "tryboot")
 
 
 def read_toml(path):

@@ -101,6 +101,9 @@ pub struct Boot {
     /// Details for `loader = "uboot"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uboot: Option<Uboot>,
+    /// Details for `loader = "tryboot"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tryboot: Option<Tryboot>,
 }
 
 /// The firmware interface that holds the selector.
@@ -111,6 +114,8 @@ pub enum LoaderKind {
     Uefi,
     /// Two CRC'd copies of an environment on the partition `uboot-env`.
     Uboot,
+    /// `autoboot.txt` on the partition `autoboot`, and a flag of the Raspberry Pi's firmware.
+    Tryboot,
 }
 
 impl LoaderKind {
@@ -119,6 +124,7 @@ impl LoaderKind {
         match self {
             LoaderKind::Uefi => "uefi",
             LoaderKind::Uboot => "uboot",
+            LoaderKind::Tryboot => "tryboot",
         }
     }
 }
@@ -169,6 +175,16 @@ pub struct Uboot {
     /// U-Boot's own environment, when the boot script lives there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_env: Option<OwnEnv>,
+}
+
+/// What the Raspberry Pi's firmware reads on a slot's own FAT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tryboot {
+    /// Lines of `config.txt` after those that every such board has.
+    pub config: Vec<String>,
+    /// The firmware that lies beside the kernel and belongs to the slot like it; none where it is in the EEPROM.
+    pub firmware: Vec<String>,
 }
 
 /// Memory that keeps the kernel's crash log (Linux: Documentation/admin-guide/ramoops.rst).
@@ -356,10 +372,15 @@ impl Board {
     }
 
     fn check_boot(&self) -> Result<(), Finding> {
-        let (needed, key, other) = match self.boot.loader {
-            LoaderKind::Uefi => (self.boot.uefi.is_some(), "boot.uefi", self.boot.uboot.is_some()),
-            LoaderKind::Uboot => (self.boot.uboot.is_some(), "boot.uboot", self.boot.uefi.is_some()),
-        };
+        let boot = &self.boot;
+        let sections = [
+            (LoaderKind::Uefi, boot.uefi.is_some()),
+            (LoaderKind::Uboot, boot.uboot.is_some()),
+            (LoaderKind::Tryboot, boot.tryboot.is_some()),
+        ];
+        let needed = sections.contains(&(boot.loader, true));
+        let other = sections.iter().any(|(loader, there)| *loader != boot.loader && *there);
+        let key = format!("boot.{}", boot.loader.name());
         if !needed {
             return Err(Finding::new(
                 key,
@@ -395,6 +416,18 @@ impl Board {
                     "is the same file as removable_path",
                     "choose another name",
                 ));
+            }
+        }
+        if let Some(tryboot) = &self.boot.tryboot {
+            if let Some(bad) = tryboot.config.iter().find(|line| line.contains(['\n', '\r', '['])) {
+                return Err(Finding::new(
+                    "boot.tryboot.config",
+                    format!("`{bad}` is not one line that holds on every start"),
+                    "write one setting an entry, without filters",
+                ));
+            }
+            for file in &tryboot.firmware {
+                relative_path("boot.tryboot.firmware", file)?;
             }
         }
         if let Some(uboot) = &self.boot.uboot {

@@ -54,6 +54,8 @@ pub enum Content {
     Config,
     /// Raw: the selector of U-Boot.
     UbootEnv,
+    /// FAT with `autoboot.txt`, the selector of the Raspberry Pi's firmware.
+    Autoboot,
     /// Kernel, initramfs and device trees of one slot.
     Boot,
     /// erofs and verity tree of one slot.

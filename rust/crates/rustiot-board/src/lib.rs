@@ -11,7 +11,7 @@ mod size;
 
 pub use board::{
     Arch, Board, Boot, Firmware, FirmwareKind, LoaderKind, Modules, OwnEnv, Qemu, Ramoops, Sizes, Storage,
-    Uboot, Uefi, Watchdog,
+    Tryboot, Uboot, Uefi, Watchdog,
 };
 pub use kernel::{Kernel, KernelModules};
 pub use layout::{Content, Guid, Layout, Partition, SlotName};

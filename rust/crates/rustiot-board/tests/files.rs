@@ -30,22 +30,35 @@ fn every_committed_file_is_valid() {
 }
 
 #[test]
-fn only_uboot_boards_have_its_environment() {
+fn a_board_has_the_selector_of_its_loader_and_no_other() {
     let layout = Layout::load(&conf("layout.toml")).expect("layout");
-    let has_env = |loader| layout.for_loader(loader).any(|p| p.content == Content::UbootEnv);
-    assert!(has_env(LoaderKind::Uboot));
-    assert!(!has_env(LoaderKind::Uefi));
+    for (loader, selector) in [
+        (LoaderKind::Uefi, None),
+        (LoaderKind::Uboot, Some(Content::UbootEnv)),
+        (LoaderKind::Tryboot, Some(Content::Autoboot)),
+    ] {
+        let selectors = [Content::UbootEnv, Content::Autoboot];
+        let found: Vec<_> =
+            layout.for_loader(loader).map(|p| p.content).filter(|c| selectors.contains(c)).collect();
+        assert_eq!(found, Vec::from_iter(selector), "{loader:?}");
+    }
     assert_ne!(layout.find(Content::Root, Some(SlotName::A)), layout.find(Content::Root, Some(SlotName::B)));
 }
 
 /// (what is replaced, by what, what the message must hold)
-const WRONG_BOARDS: [(&str, &str, &[&str]); 10] = [
+const WRONG_BOARDS: [(&str, &str, &[&str]); 12] = [
     ("name = \"qemux86-64\"", "name = \"Qemu X86\"", &["b.toml: name:", "dashes"]),
     ("arch = \"amd64\"", "", &["b.toml", "missing field `arch`"]),
     ("arch = \"amd64\"", "arch = \"riscv\"", &["b.toml", "line", "amd64", "arm64"]),
     ("timeout_s = 60", "timeout_s = 60\nfeed = true", &["b.toml", "unknown field `feed`"]),
     ("deadline_s = 180", "deadline_s = 10", &["watchdog.deadline_s", "at least as long"]),
     ("loader = \"uefi\"", "loader = \"uboot\"", &["boot.uboot", "missing"]),
+    ("loader = \"uefi\"", "loader = \"tryboot\"", &["boot.tryboot", "missing"]),
+    (
+        "[watchdog]",
+        "[boot.tryboot]\nconfig = []\nfirmware = []\n[watchdog]",
+        &["boot", "does not use", "keep boot.uefi only"],
+    ),
     ("\"console=ttyS0,115200\"", "\"a b\"", &["boot.cmdline", "one word"]),
     ("boot = \"40 MiB\"", "boot = \"forty\"", &["b.toml", "64 MiB"]),
     ("EFI/rustiot/linux.efi", "EFI/../linux.efi", &["boot.uefi.uki_path", "plain relative path"]),
@@ -62,6 +75,19 @@ fn a_wrong_board_file_says_what_and_how() {
         for w in wanted {
             assert!(error.contains(w), "`{to}` gave: {error}");
         }
+    }
+}
+
+#[test]
+fn a_tryboot_board_names_settings_and_files_only() {
+    let good = text("boards/raspberrypi4-64.toml");
+    for (from, to, wanted) in [
+        ("\"enable_uart=1\"", "\"[pi4]\"", "not one line that holds on every start"),
+        ("\"start4.elf\"", "\"../start4.elf\"", "not a plain relative path"),
+    ] {
+        assert!(good.contains(from), "{from}");
+        let error = Board::parse("b.toml", &good.replacen(from, to, 1)).expect_err(to).to_string();
+        assert!(error.contains("boot.tryboot.") && error.contains(wanted), "{error}");
     }
 }
 

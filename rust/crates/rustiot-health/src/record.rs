@@ -36,6 +36,7 @@ pub fn tell(event: Event) -> Result<Applied, Error> {
     let kind = match Board::load(Path::new(BOARD))?.boot.loader {
         LoaderKind::Uefi => rustiot_loader::LoaderKind::Uefi,
         LoaderKind::Uboot => rustiot_loader::LoaderKind::Uboot,
+        LoaderKind::Tryboot => rustiot_loader::LoaderKind::Tryboot,
     };
     let mut shell = SlotShell::open(Paths::default(), LoaderConfig::on_device(kind).open())?;
     Ok(shell.apply(event)?)

@@ -27,7 +27,7 @@ pub(crate) struct Parts<'a> {
 pub(crate) fn key(ctx: &Context, board: &Board, key: Key) -> Result<Key, Error> {
     match board.boot.loader {
         LoaderKind::Uefi => key.tree(&ctx.conf("efi-guard")),
-        LoaderKind::Uboot => Ok(key),
+        LoaderKind::Uboot | LoaderKind::Tryboot => Ok(key),
     }
 }
 
@@ -55,6 +55,8 @@ pub(crate) fn build(
             fat(toolbox, &files, "BOOT", None, out)
         }
         (LoaderKind::Uefi, None) => Err(content("board", "no section boot.uefi")),
+        // The firmware's files are Yocto's to build; `image::check` has said so.
+        (LoaderKind::Tryboot, _) => Err(content("board", "there is no lab image for loader \"tryboot\"")),
         (LoaderKind::Uboot, _) => {
             let fit =
                 fit::FitParts { kernel: parts.kernel, initramfs: parts.initramfs, cmdline: parts.cmdline };

@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn partitions_are_aligned_and_do_not_overlap() {
         let layout = layout();
-        for loader in [LoaderKind::Uefi, LoaderKind::Uboot] {
+        for loader in [LoaderKind::Uefi, LoaderKind::Uboot, LoaderKind::Tryboot] {
             let (places, total) = places(&layout, loader);
             let mut end = layout.alignment.bytes();
             for place in &places {
@@ -308,7 +308,7 @@ mod tests {
         data[3 * PIECE + 16] = 2;
         write(&source, &data).unwrap();
         let layout = layout();
-        let place = Place { partition: &layout.partitions[0], start: 4096 };
+        let place = Place { partition: layout.find(Content::Config, None).unwrap(), start: 4096 };
         File::create(&raw).unwrap().set_len(4096 + 4 * PIECE as u64).unwrap();
         place_file(&source, &raw, &place).unwrap();
         assert_eq!(fs::read(&raw).unwrap()[4096..4096 + data.len()], data);
@@ -320,7 +320,7 @@ mod tests {
         let source = dir.path().join("source");
         File::create(&source).unwrap().set_len(33 << 20).unwrap();
         let layout = layout();
-        let place = Place { partition: &layout.partitions[0], start: 0 };
+        let place = Place { partition: layout.find(Content::Config, None).unwrap(), start: 0 };
         let error = place_file(&source, &dir.path().join("raw"), &place).unwrap_err().to_string();
         for wanted in ["`config`", "33 MiB", "32 MiB", "conf/layout.toml"] {
             assert!(error.contains(wanted), "{error}");

@@ -3,8 +3,9 @@
 
 #![expect(clippy::expect_used, reason = "a test says why it fails")]
 
-use rustiot_board::{Board, LoaderKind};
+use rustiot_board::{Board, Layout, LoaderKind};
 use rustiot_image::fit;
+use rustiot_loader::autoboot::{self, Selection};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,7 +19,7 @@ fn repo() -> PathBuf {
 fn layer(board: &Path, expression: &str) -> Vec<u8> {
     let repo = repo();
     let program = format!(
-        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom rustiot import boards, uboot\n\
+        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom rustiot import boards, tryboot, uboot\n\
          board = boards.load(sys.argv[2])\nresult = {expression}\n\
          sys.stdout.buffer.write(result if isinstance(result, bytes) else result.encode())\n"
     );
@@ -29,6 +30,22 @@ fn layer(board: &Path, expression: &str) -> Vec<u8> {
         .expect("python3");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
+}
+
+/// The device changes in place what the layer wrote, and both take the partitions' numbers from the layout.
+#[test]
+fn the_raspberry_pis_selector_is_the_same() {
+    let conf = repo().join("conf");
+    let layout = Layout::load(&conf.join("layout.toml")).expect("layout");
+    let names: Vec<&str> = layout.for_loader(LoaderKind::Tryboot).map(|p| p.name.as_str()).collect();
+    let number = |name: &str| names.iter().position(|n| *n == name).map(|at| at as u32 + 1).expect(name);
+    assert_eq!(autoboot::BOOT_PARTITIONS, [number("boot-a"), number("boot-b")]);
+    let board = conf.join("boards/raspberrypi5.toml");
+    let theirs =
+        layer(&board, "tryboot.autoboot(boards.layout(sys.argv[3] + '/../layout.toml', 'tryboot')[2])");
+    let selection = Selection::parse(&theirs).expect("a selection");
+    assert_ne!(selection.default, selection.tryboot);
+    assert_eq!(String::from_utf8_lossy(&theirs), selection.text());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use rustiot_slots::Applied;
 use crate::{
     cmdline::{self, Cmdline, Fault},
     config::{InitConfig, LoaderKind, Verity},
-    disk::{self, Located},
+    disk::{self, Located, Origin},
     dm::{self, OnCorruption},
     files, identity,
     pstore::{self, Crash},
@@ -46,6 +46,9 @@ const LONG_MS: u64 = 600_000;
 /// `LoaderDevicePartUUID` of the Boot Loader Interface.
 const LOADER_VARIABLE: &str =
     "sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+
+/// The partition that the Raspberry Pi's firmware booted from (its documentation: device tree, `/chosen/bootloader`).
+const LOADER_PARTITION: &str = "proc/device-tree/chosen/bootloader/partition";
 
 /// The boot policy with its memory, as `rustiot-slots` provides it.
 pub trait Policy {
@@ -371,11 +374,17 @@ impl<'a> Boot<'a> {
     /// Finds disk and slot, waiting for the disk.
     fn locate(&mut self, config: &InitConfig, cmdline: &Cmdline) -> Result<Located, String> {
         let boot = match config.loader {
-            LoaderKind::Uefi => cmdline::uuid_variable(&self.read(LOADER_VARIABLE)?)
-                .ok_or("UEFI variable LoaderDevicePartUUID holds no UUID")?,
+            LoaderKind::Uefi => Origin::Id(
+                cmdline::uuid_variable(&self.read(LOADER_VARIABLE)?)
+                    .ok_or("UEFI variable LoaderDevicePartUUID holds no UUID")?,
+            ),
             LoaderKind::Uboot => {
-                cmdline.boot.ok_or("no rustiot.boot=<PARTUUID> on the kernel command line")?
+                Origin::Id(cmdline.boot.ok_or("no rustiot.boot=<PARTUUID> on the kernel command line")?)
             }
+            LoaderKind::Tryboot => Origin::Number(
+                cmdline::cell(&self.read(LOADER_PARTITION)?)
+                    .ok_or_else(|| format!("/{LOADER_PARTITION} is no number"))?,
+            ),
         };
         self.step(DISK_WAIT_MS);
         let start = self.sys.now_ms();

@@ -1,4 +1,5 @@
-//! The kernel command line: which boot partition (U-Boot boards), and the faults that a lab image may ask for.
+//! What the boot loader says: the kernel command line (which boot partition on U-Boot boards, and the faults that a lab
+//! image may ask for), a UEFI variable, a property of the device tree.
 //!
 //! Pure. Called by [`crate::boot`].
 
@@ -43,6 +44,12 @@ impl Cmdline {
     }
 }
 
+/// A property of the device tree that is one number: a cell, big-endian.
+#[must_use]
+pub fn cell(bytes: &[u8]) -> Option<u32> {
+    bytes.try_into().ok().map(u32::from_be_bytes)
+}
+
 /// The value of a UEFI variable file that holds a UUID as UTF-16 text: four bytes of attributes, then the text,
 /// with or without a closing NUL (Boot Loader Interface: `LoaderDevicePartUUID`).
 #[must_use]
@@ -76,6 +83,12 @@ mod tests {
         ));
         assert_eq!(line, Cmdline { boot: UUID.parse().ok(), fault: Some(Fault::Hang) });
         assert_eq!(Cmdline::parse("rustiot.fault=unheard-of rustiot.boot=sda1"), Cmdline::default());
+    }
+
+    #[test]
+    fn a_cell_has_four_bytes() {
+        assert_eq!(cell(&[0, 0, 1, 2]), Some(258));
+        assert_eq!((cell(&[0, 0, 1]), cell(&[0; 8])), (None, None));
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub enum LoaderKind {
     Uefi,
     /// U-Boot; the slot is known by `rustiot.boot=` on the kernel command line.
     Uboot,
+    /// The Raspberry Pi's firmware; the slot is known by the partition that it names in the device tree.
+    Tryboot,
 }
 
 /// The hardware watchdog.

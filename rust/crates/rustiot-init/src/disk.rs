@@ -101,12 +101,30 @@ pub fn parse_uevent(uevent: &str, size: &str) -> Option<Partition> {
     })
 }
 
-/// Finds the disk and the slot of the boot partition with the unique id `boot`, or nothing when no disk has it
-/// (yet). Two media with the same id cannot be told apart here; the first by name is taken, as by the firmware.
+/// How the boot loader says which partition it booted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// By its unique id.
+    Id(Guid),
+    /// By its number, on a disk that has our slots.
+    Number(u32),
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Origin::Id(id) => id.fmt(f),
+            Origin::Number(number) => write!(f, "number {number}"),
+        }
+    }
+}
+
+/// Finds the disk and the slot of the boot partition `boot`, or nothing when no disk has it (yet). Two media that both
+/// have it cannot be told apart here; the first by name is taken, as by the firmware.
 ///
 /// # Errors
 /// [`LocateError`] when a disk that could be it has no sound table, or the partition is not a boot slot.
-pub fn locate(root: &Path, boot: Guid) -> Result<Option<Located>, LocateError> {
+pub fn locate(root: &Path, boot: Origin) -> Result<Option<Located>, LocateError> {
     let mut unsound = None;
     for disk in scan(&root.join("sys")) {
         if disk.partition("boot-a").is_none() && disk.partition("boot-b").is_none() {
@@ -119,7 +137,11 @@ pub fn locate(root: &Path, boot: Guid) -> Result<Option<Located>, LocateError> {
                 continue;
             }
         };
-        let Some(entry) = table.iter().find(|entry| entry.guid == boot) else { continue };
+        let is_it = |entry: &&BootPartition| match boot {
+            Origin::Id(id) => entry.guid == id,
+            Origin::Number(number) => entry.number == number,
+        };
+        let Some(entry) = table.iter().find(is_it) else { continue };
         let Some(partition) = disk.partitions.iter().find(|p| p.number == entry.number) else { continue };
         let slot = match partition.label.as_str() {
             "boot-a" => Slot::A,
@@ -241,7 +263,7 @@ mod tests {
         let labels = ["config", "boot-a", "boot-b", "root-a", "root-b", "state"];
         sample::disk(root.path(), "sda", &["boot-a"], 8);
         sample::disk(root.path(), "vda", &labels, 2048);
-        let found = locate(root.path(), id(3)).unwrap().unwrap();
+        let found = locate(root.path(), Origin::Id(id(3))).unwrap().unwrap();
         assert_eq!(found.slot, Slot::B);
         assert_eq!(found.disk.device, "vda");
         assert_eq!(found.boot.unwrap().map(|entry| (entry.number, entry.guid)), [(2, id(2)), (3, id(3))]);
@@ -252,11 +274,25 @@ mod tests {
     }
 
     #[test]
+    fn a_number_counts_on_a_disk_with_our_slots_only() {
+        let root = tempfile::tempdir().unwrap();
+        sample::disk(root.path(), "mmcblk0", &["a", "b", "c", "d", "e"], 8);
+        sample::disk(root.path(), "sda", &["autoboot", "config", "boot-a", "boot-b", "root-a"], 8);
+        let found = |number| locate(root.path(), Origin::Number(number));
+        for (number, slot) in [(3, Slot::A), (4, Slot::B)] {
+            let found = found(number).unwrap().unwrap();
+            assert_eq!((found.slot, found.disk.device.as_str()), (slot, "sda"));
+        }
+        assert_eq!(found(9).unwrap(), None);
+        assert!(matches!(found(1), Err(LocateError::NotASlot { label }) if label == "autoboot"));
+    }
+
+    #[test]
     fn waits_for_an_unknown_id_and_refuses_what_is_no_slot() {
         let root = tempfile::tempdir().unwrap();
         sample::disk(root.path(), "vda", &["config", "boot-a"], 8);
-        assert_eq!(locate(root.path(), id(9)).unwrap(), None);
-        let error = locate(root.path(), id(1)).unwrap_err();
+        assert_eq!(locate(root.path(), Origin::Id(id(9))).unwrap(), None);
+        let error = locate(root.path(), Origin::Id(id(1))).unwrap_err();
         assert_eq!(error.to_string(), "booted from partition \"config\", which is no boot slot");
     }
 
@@ -265,17 +301,17 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         sample::disk(root.path(), "vda", &["boot-a", "state"], 8);
         fs::remove_file(root.path().join("sys/class/block/vda2")).unwrap();
-        let found = locate(root.path(), id(1)).unwrap().unwrap();
+        let found = locate(root.path(), Origin::Id(id(1))).unwrap().unwrap();
         assert!(!found.complete);
     }
 
     #[test]
     fn ignores_disks_that_cannot_be_it() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(locate(root.path(), id(1)).unwrap(), None, "no /sys/class/block at all");
+        assert_eq!(locate(root.path(), Origin::Id(id(1))).unwrap(), None, "no /sys/class/block at all");
         sample::disk(root.path(), "sda", &["something"], 8);
         fs::remove_file(root.path().join("dev/sda")).unwrap();
-        assert_eq!(locate(root.path(), id(1)).unwrap(), None);
+        assert_eq!(locate(root.path(), Origin::Id(id(1))).unwrap(), None);
     }
 
     #[test]
@@ -283,7 +319,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         sample::disk(root.path(), "vda", &["boot-a"], 8);
         fs::File::create(root.path().join("dev/vda")).unwrap().set_len(64 * 512).unwrap();
-        assert!(matches!(locate(root.path(), id(1)), Err(LocateError::Table { .. })));
+        assert!(matches!(locate(root.path(), Origin::Id(id(1))), Err(LocateError::Table { .. })));
     }
 
     proptest! {

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use rustiot_boot::{Event, Record};
-use rustiot_loader::LoaderConfig;
+use rustiot_loader::{LoaderConfig, MAILBOX};
 use rustiot_slots::{Applied, Paths, SlotShell};
 
 use crate::{
@@ -24,15 +24,22 @@ pub fn open(
     located: &Located,
     state_mounted: bool,
 ) -> Result<Box<dyn Policy>, String> {
+    // without the partition the loader's own error names this path
+    let selector = |label: &str| {
+        let device = located.disk.partition(label).map_or(label, |partition| partition.device.as_str());
+        root.join("dev").join(device)
+    };
     let loader = match kind {
         LoaderKind::Uefi => {
             LoaderConfig::Uefi { efivars: root.join("sys/firmware/efi/efivars"), partitions: located.boot }
         }
         LoaderKind::Uboot => {
-            // without the partition the loader's own error names this path
-            let device = located.disk.partition("uboot-env").map_or("uboot-env", |p| p.device.as_str());
-            LoaderConfig::Uboot { device: root.join("dev").join(device), layout: Default::default() }
+            LoaderConfig::Uboot { device: selector("uboot-env"), layout: Default::default() }
         }
+        LoaderKind::Tryboot => LoaderConfig::Tryboot {
+            device: selector("autoboot"),
+            mailbox: root.join(MAILBOX.trim_start_matches('/')),
+        },
     };
     let shell = SlotShell::for_boot(Paths::below(root), loader.open(), located.slot, state_mounted)
         .map_err(|error| chain(&error))?;

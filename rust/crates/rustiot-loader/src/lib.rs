@@ -1,6 +1,6 @@
 //! What a boot loader offers, on every board: a default slot, and a slot that boots next, once.
 //!
-//! Adapters for UEFI variables and for U-Boot's environment; another loader (Raspberry Pi `tryboot`, Jetson) is one
+//! Adapters for UEFI variables, for U-Boot's environment and for the Raspberry Pi's `tryboot`; another loader is one
 //! more [`Loader`]. Never decides which slot: `rustiot-slots` does, by the policy. Linked into the static
 //! `rustiot-init`, so it has next to no dependencies. Contract: `docs/contracts/loader.md`.
 
@@ -8,14 +8,17 @@ use std::path::PathBuf;
 
 use rustiot_boot::Slot;
 
+pub mod autoboot;
 pub mod env;
 pub mod load_option;
 #[allow(unsafe_code, reason = "the one module with system calls that nix does not wrap")]
 mod sys;
+mod tryboot;
 mod uboot;
 mod uefi;
 
 pub use load_option::{BootPartition, Guid, NotAGuid};
+pub use tryboot::{Mailbox, RebootFlag, TrybootLoader};
 pub use uboot::{EnvLayout, UbootLoader};
 pub use uefi::{UefiLoader, boot_file};
 
@@ -45,6 +48,18 @@ pub enum Error {
     /// U-Boot's environment has no room for the selector.
     #[error("{0} bytes of variables do not fit into U-Boot's environment")]
     EnvFull(usize),
+    /// The Raspberry Pi's `autoboot.txt` cannot be found where it must be; the image build makes it.
+    #[error("no selector on {device}")]
+    Autoboot {
+        /// The partition.
+        device: String,
+        /// Why.
+        #[source]
+        source: autoboot::FatError,
+    },
+    /// `autoboot.txt` names none of our slots, so there is no default to keep.
+    #[error("autoboot.txt selects no slot")]
+    NoDefault,
 }
 
 /// A boot loader's selector. Every change is durable when the call returns; what is there already is not written
@@ -88,11 +103,13 @@ pub enum LoaderKind {
     Uefi,
     /// U-Boot with our boot script.
     Uboot,
+    /// The Raspberry Pi's firmware with `tryboot_a_b`.
+    Tryboot,
 }
 
 /// Not the name of a loader.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a loader: expected `uefi` or `uboot`")]
+#[error("`{0}` is not a loader: expected `uefi`, `uboot` or `tryboot`")]
 pub struct NotALoader(
     /// What was given.
     pub String,
@@ -105,10 +122,14 @@ impl std::str::FromStr for LoaderKind {
         match text {
             "uefi" => Ok(LoaderKind::Uefi),
             "uboot" => Ok(LoaderKind::Uboot),
+            "tryboot" => Ok(LoaderKind::Tryboot),
             _ => Err(NotALoader(text.to_owned())),
         }
     }
 }
+
+/// The Raspberry Pi firmware's mailbox on a running device.
+pub const MAILBOX: &str = "/dev/vcio";
 
 /// Where a loader keeps its selector.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +148,13 @@ pub enum LoaderConfig {
         /// Where its copies lie.
         layout: EnvLayout,
     },
+    /// The Raspberry Pi's firmware.
+    Tryboot {
+        /// The partition `autoboot`.
+        device: PathBuf,
+        /// The firmware's mailbox.
+        mailbox: PathBuf,
+    },
 }
 
 impl LoaderConfig {
@@ -141,6 +169,10 @@ impl LoaderConfig {
                 device: "/dev/disk/by-partlabel/uboot-env".into(),
                 layout: EnvLayout::default(),
             },
+            LoaderKind::Tryboot => LoaderConfig::Tryboot {
+                device: "/dev/disk/by-partlabel/autoboot".into(),
+                mailbox: MAILBOX.into(),
+            },
         }
     }
 
@@ -150,6 +182,9 @@ impl LoaderConfig {
         match self {
             LoaderConfig::Uefi { efivars, partitions } => Box::new(UefiLoader::new(efivars, partitions)),
             LoaderConfig::Uboot { device, layout } => Box::new(UbootLoader::new(device, layout)),
+            LoaderConfig::Tryboot { device, mailbox } => {
+                Box::new(TrybootLoader::new(device, Mailbox(mailbox)))
+            }
         }
     }
 }

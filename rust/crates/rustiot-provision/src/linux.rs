@@ -284,13 +284,13 @@ impl Os for Linux {
             }
             text
         };
-        // Before udev there are no links by partition name. Only boards with U-Boot have that partition.
+        // Before udev there are no links by partition name. Only boards with that loader have its partition.
         let disk = self.disk().map_err(|error| chain(&error))?;
-        let loader = match disk.partition("uboot-env") {
-            Some(partition) => {
-                LoaderConfig::Uboot { device: partition.device.clone().into(), layout: Default::default() }
-            }
-            None => LoaderConfig::on_device(rustiot_slots::LoaderKind::Uefi),
+        let device = |name| disk.partition(name).map(|partition| partition.device.clone().into());
+        let loader = match (device("uboot-env"), device("autoboot")) {
+            (Some(device), _) => LoaderConfig::Uboot { device, layout: Default::default() },
+            (None, Some(device)) => LoaderConfig::Tryboot { device, mailbox: rustiot_slots::MAILBOX.into() },
+            (None, None) => LoaderConfig::on_device(rustiot_slots::LoaderKind::Uefi),
         };
         let mut shell = SlotShell::open(Paths::default(), loader.open()).map_err(|error| chain(&error))?;
         let had_memory = shell.memory() == rustiot_slots::Memory::Durable;

@@ -1,6 +1,6 @@
 //! Tests: the power goes, or the process dies, at every operation on ledger and loader during a whole update.
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet, rc::Rc};
 
 use rustiot_boot::{BootKind, Effect, Event, Phase, Record, Release, ResetReason, Slot, SlotState};
 use rustiot_durable::{
@@ -12,11 +12,17 @@ use rustiot_loader::{Error as LoaderError, Loader};
 use crate::{Error, core::Core};
 
 /// A loader whose selector lies on the model disk: each change is one durable operation, as with firmware variables.
-struct ModelLoader(ModelDisk);
+/// With a `register` the one-shot is a flag that a power cut forgets, and its target is on the disk, as on the Raspberry
+/// Pi.
+#[derive(Clone)]
+struct ModelLoader {
+    disk: ModelDisk,
+    register: Option<Rc<Cell<bool>>>,
+}
 
 impl ModelLoader {
     fn get(&self, name: &str) -> Result<Option<Slot>, LoaderError> {
-        let bytes = self.0.read(name, 9).map_err(|error| fail("read", error))?;
+        let bytes = self.disk.read(name, 9).map_err(|error| fail("read", error))?;
         Ok(bytes.and_then(|bytes| String::from_utf8(bytes).ok()?.parse().ok()))
     }
 
@@ -25,7 +31,7 @@ impl ModelLoader {
             return Ok(false);
         }
         let text = slot.map_or("", Slot::letter);
-        self.0.set(name, text.as_bytes()).map_err(|error| fail("write", error))?;
+        self.disk.set(name, text.as_bytes()).map_err(|error| fail("write", error))?;
         Ok(true)
     }
 }
@@ -42,19 +48,27 @@ impl Loader for ModelLoader {
         self.set("default", Some(slot))
     }
     fn next_slot(&mut self) -> Result<Option<Slot>, LoaderError> {
-        self.get("next")
+        match &self.register {
+            Some(flag) if !flag.get() => Ok(None),
+            _ => self.get("next"),
+        }
     }
     fn set_next(&mut self, slot: Slot) -> Result<bool, LoaderError> {
-        self.set("next", Some(slot))
+        let moved = self.set("next", Some(slot))?;
+        Ok(self.register.as_ref().is_some_and(|flag| !flag.replace(true)) || moved)
     }
     fn clear_next(&mut self) -> Result<bool, LoaderError> {
-        self.set("next", None)
+        match &self.register {
+            Some(flag) => Ok(flag.replace(false)),
+            None => self.set("next", None),
+        }
     }
 }
 
 /// A device whose ledger and selector are on one disk.
 struct Device {
     disk: ModelDisk,
+    register: Option<Rc<Cell<bool>>>,
     boots: u32,
     slot: Slot,
 }
@@ -63,7 +77,23 @@ impl Device {
     fn new() -> Device {
         let disk = ModelDisk::default();
         disk.set("default", b"a").unwrap();
-        Device { disk, boots: 0, slot: Slot::A }
+        Device { disk, register: None, boots: 0, slot: Slot::A }
+    }
+
+    fn with_register() -> Device {
+        Device { register: Some(Rc::default()), ..Device::new() }
+    }
+
+    fn loader(&self) -> ModelLoader {
+        ModelLoader { disk: self.disk.clone(), register: self.register.clone() }
+    }
+
+    /// The power comes back; registers are empty.
+    fn remount(&self, how: Remount) {
+        self.disk.remount(how);
+        if let Some(flag) = &self.register {
+            flag.set(false);
+        }
     }
 
     fn boot_id(&self) -> String {
@@ -73,7 +103,7 @@ impl Device {
     /// As a process that starts: the ledger is loaded and, once the boot is known, the loader put right.
     fn open(&self) -> Core<ModelDisk> {
         let ledger = Ledger::new(self.disk.clone(), "ledger").reserve(4 << 10);
-        let mut core = Core::load(Some(ledger), Box::new(ModelLoader(self.disk.clone())), Some(self.slot));
+        let mut core = Core::load(Some(ledger), Box::new(self.loader()), Some(self.slot));
         core.memory = crate::Memory::Durable;
         if core.record.last_boot().is_some_and(|boot| boot.boot_id == self.boot_id()) {
             // What fails here is tried again by the next one.
@@ -89,7 +119,7 @@ impl Device {
     /// The firmware chooses and spends the one-shot, init tells, and obeys until something runs.
     fn boot(&mut self, mut reset: ResetReason) -> Result<(), Error> {
         for _ in 0..4 {
-            let mut loader = ModelLoader(self.disk.clone());
+            let mut loader = self.loader();
             let next = loader.next_slot().unwrap();
             if next.is_some() {
                 loader.clear_next().map_err(Error::Loader)?;
@@ -166,7 +196,7 @@ impl Device {
         assert_eq!(record.phase, Phase::Idle);
         assert_eq!(record.floor.as_deref(), Some("1.0.0"));
         assert!(record.rejected.is_empty());
-        let mut loader = ModelLoader(self.disk.clone());
+        let mut loader = self.loader();
         assert_eq!(loader.default_slot().unwrap(), Some(Slot::B));
         assert_eq!(loader.next_slot().unwrap(), None);
     }
@@ -177,38 +207,61 @@ fn release() -> Release {
 }
 
 /// Operations that an undisturbed update takes, the first boot included.
-fn operations() -> usize {
-    let mut device = Device::new();
+fn operations(mut device: Device) -> usize {
     device.boot(ResetReason::Unknown).unwrap();
     device.run().unwrap();
     device.finished();
     device.disk.operations()
 }
 
-#[test]
-fn power_cut_at_every_operation_of_an_update_still_ends_in_the_new_release() {
-    let total = operations();
+/// The power goes at every operation of an update; returns how many boots it may take.
+fn cut_everywhere(new: fn() -> Device) -> BTreeSet<u32> {
+    let total = operations(new());
     assert!(total > 60, "{total}");
     let mut ends = BTreeSet::new();
     for cut in 0..total {
         for remount in Remount::some(2) {
-            let mut device = Device::new();
+            let mut device = new();
             device.disk.cut_after(cut);
             let result = device.boot(ResetReason::Unknown).and_then(|()| device.run());
             assert!(result.is_err() || cut + 1 >= total, "cut {cut} was not noticed");
-            device.disk.remount(remount);
+            device.remount(remount);
             device.boot(ResetReason::Power).unwrap();
             device.run().unwrap();
             device.finished();
             ends.insert(device.boots);
         }
     }
+    ends
+}
+
+#[test]
+fn power_cut_at_every_operation_of_an_update_still_ends_in_the_new_release() {
+    let ends = cut_everywhere(Device::new);
     assert!(ends.iter().all(|boots| *boots <= 6), "boots that it took: {ends:?}");
+}
+
+/// The one-shot that a cut forgets costs an attempt that never started, not the update.
+#[test]
+fn a_one_shot_in_a_register_may_be_forgotten_at_any_time() {
+    let ends = cut_everywhere(Device::with_register);
+    assert!(ends.iter().all(|boots| *boots <= 6), "boots that it took: {ends:?}");
+    let mut device = Device::with_register();
+    device.boot(ResetReason::Unknown).unwrap();
+    while !matches!(device.record().phase, Phase::Armed(_)) {
+        device.step().unwrap();
+    }
+    device.remount(Remount::Kept);
+    device.boot(ResetReason::Power).unwrap();
+    assert_eq!(device.slot, Slot::A);
+    assert!(matches!(device.record().phase, Phase::Ready(_)), "{:?}", device.record().phase);
+    device.run().unwrap();
+    device.finished();
 }
 
 #[test]
 fn a_process_killed_at_every_operation_leaves_nothing_undone() {
-    let total = operations();
+    let total = operations(Device::new());
     for cut in 0..total {
         let mut device = Device::new();
         device.disk.cut_after(cut);

@@ -20,7 +20,7 @@ pub use machine::{BootReport, Paths, parse_boot_report};
 pub use rustiot_boot::{
     BootKind, Effect, Event, Gate, Phase, Record, Refused, Release, ResetReason, Slot, SlotState,
 };
-pub use rustiot_loader::{LoaderConfig, LoaderKind};
+pub use rustiot_loader::{LoaderConfig, LoaderKind, MAILBOX};
 pub use shell::SlotShell;
 pub use status::{LoaderStatus, ReadRecord, SlotStatus, Status, parse_record, read_record, status};
 

@@ -233,6 +233,21 @@ fn waits_for_sister_partitions_but_not_for_ever() {
 }
 
 #[test]
+fn believes_the_raspberry_pis_firmware_about_the_partition() {
+    let property = "proc/device-tree/chosen/bootloader/partition";
+    let mut machine = Machine::new();
+    machine.config(|config| config["loader"] = "tryboot".into());
+    assert!(rescue_reason(machine.run()).contains(property));
+    machine.put(property, "three");
+    assert_eq!(rescue_reason(machine.run()), format!("/{property} is no number"));
+    machine.put(property, "\0\0\0\u{3}");
+    assert!(matches!(machine.run(), Outcome::SwitchRoot { rescue: false }));
+    assert_eq!(machine.report()["slot"], "b");
+    machine.put(property, "\0\0\0\u{9}");
+    assert_eq!(rescue_reason(machine.run()), "no disk has the boot partition number 9");
+}
+
+#[test]
 fn stays_reachable_when_it_cannot_find_itself() {
     let mut machine = Machine::new();
     machine.put("proc/cmdline", &format!("rustiot.boot={}\n", id(9)));
