@@ -10,6 +10,7 @@ use rustiot_boot::Slot;
 
 pub mod autoboot;
 pub mod env;
+pub mod firmware;
 pub mod load_option;
 #[allow(unsafe_code, reason = "the one module with system calls that nix does not wrap")]
 mod sys;
@@ -17,6 +18,7 @@ mod tryboot;
 mod uboot;
 mod uefi;
 
+pub use firmware::Firmware;
 pub use load_option::{BootPartition, Guid, NotAGuid};
 pub use tryboot::{Mailbox, RebootFlag, TrybootLoader};
 pub use uboot::{EnvLayout, UbootLoader};
@@ -94,6 +96,14 @@ pub trait Loader {
     /// # Errors
     /// [`Error`]; the old selector is still in force.
     fn clear_next(&mut self) -> Result<bool, Error>;
+
+    /// The firmware's own two copies, on boards that have them and say so.
+    ///
+    /// # Errors
+    /// [`Error`], when the firmware cannot be asked.
+    fn firmware(&mut self) -> Result<Option<Firmware>, Error> {
+        Ok(None)
+    }
 }
 
 /// Which loader a board has: `[boot] loader` in its board file.

@@ -15,6 +15,7 @@ use rustiot_boot::Slot;
 
 use crate::{
     Error, Loader,
+    firmware::{self, Firmware},
     load_option::{self, BootPartition, LoadOption},
     sys,
 };
@@ -75,8 +76,12 @@ impl UefiLoader {
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.read_of(name, GLOBAL)
+    }
+
+    fn read_of(&self, name: &str, vendor: &str) -> Result<Option<Vec<u8>>, Error> {
         let fail = |source| Error::Io { action: "read", what: format!("UEFI variable {name}"), source };
-        let file = match File::open(self.path(name)) {
+        let file = match File::open(self.efivars.join(format!("{name}-{vendor}"))) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(fail(error)),
@@ -274,6 +279,13 @@ impl Loader for UefiLoader {
             None => Ok(false),
         }
     }
+
+    fn firmware(&mut self) -> Result<Option<Firmware>, Error> {
+        let read = |name| self.read_of(name, firmware::NVIDIA);
+        let (current, next, status) =
+            (read(firmware::CURRENT)?, read(firmware::NEXT)?, read(firmware::STATUS)?);
+        Ok(firmware::parse(current.as_deref(), next.as_deref(), status.as_deref()))
+    }
 }
 
 #[cfg(test)]
@@ -396,6 +408,33 @@ mod tests {
         assert_eq!(order(dir.path()), [1]);
         assert!(chattr("+i").unwrap().status.success());
         assert!(loader.remove("BootOrder").unwrap());
+    }
+
+    /// A Jetson's firmware: its chain is shown, a slot's trial leaves its variables alone, and what is no chain is none.
+    #[test]
+    fn the_firmwares_own_chain_is_told_and_never_moved() {
+        let dir = firmware();
+        let mut loader = UefiLoader::new(dir.path().into(), Some(partitions()));
+        assert_eq!(loader.firmware().unwrap(), None, "a PC has none");
+        let file = |name: &str| dir.path().join(format!("{name}-{}", firmware::NVIDIA));
+        let set = |name: &str, data: &[u8]| {
+            File::create(file(name)).unwrap().write_all(&[&[6, 0, 0, 0], data].concat()).unwrap();
+        };
+        set(firmware::CURRENT, &[1, 0, 0, 0]);
+        let told = |loader: &mut UefiLoader| loader.firmware().unwrap();
+        assert_eq!(told(&mut loader), Some(Firmware { current: Slot::B, next: None, last_move: None }));
+        set(firmware::NEXT, &[0, 0, 0, 0]);
+        set(firmware::STATUS, &[14, 0, 0, 0]);
+        loader.set_default(Slot::A).unwrap();
+        loader.set_next(Slot::B).unwrap();
+        loader.clear_next().unwrap();
+        let shown = told(&mut loader).unwrap();
+        assert_eq!((shown.current, shown.next), (Slot::B, Some(Slot::A)));
+        assert_eq!(shown.last_move, Some("was refused: a slot's one-shot was pending"));
+        for rubbish in [&[][..], &[1], &[2, 0, 0, 0], &[0; 8]] {
+            set(firmware::CURRENT, rubbish);
+            assert_eq!(told(&mut loader), None, "{rubbish:?}");
+        }
     }
 
     #[test]

@@ -22,7 +22,9 @@ pub use rustiot_boot::{
 };
 pub use rustiot_loader::{LoaderConfig, LoaderKind, MAILBOX};
 pub use shell::SlotShell;
-pub use status::{LoaderStatus, ReadRecord, SlotStatus, Status, parse_record, read_record, status};
+pub use status::{
+    FirmwareStatus, LoaderStatus, ReadRecord, SlotStatus, Status, parse_record, read_record, status,
+};
 
 /// An event could not be carried out.
 #[derive(Debug, thiserror::Error)]

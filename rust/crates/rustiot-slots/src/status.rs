@@ -60,6 +60,20 @@ pub struct LoaderStatus {
     pub default: Option<Slot>,
     /// Boots next, once.
     pub next: Option<Slot>,
+    /// The firmware's own copies, where the board has two (docs/decisions/0034).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<FirmwareStatus>,
+}
+
+/// Which copy of itself the firmware runs. Its letters have nothing to do with the slots'.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FirmwareStatus {
+    /// The copy that runs.
+    pub chain: Slot,
+    /// The copy that the next start moves to.
+    pub next: Option<Slot>,
+    /// How the last move ended, for people.
+    pub last_move: Option<&'static str>,
 }
 
 /// All about the slots, for `rustiot slots --json`. Keys only ever get added.
@@ -110,7 +124,12 @@ pub fn status(paths: &Paths, loader: Option<&mut dyn Loader>) -> Status {
     let running = this_boot.as_ref().map(|boot| boot.slot).or(report.map(|report| report.slot));
     let loader = loader.and_then(|loader| {
         let read = |loader: &mut dyn Loader| -> Result<LoaderStatus, rustiot_loader::Error> {
-            Ok(LoaderStatus { default: loader.default_slot()?, next: loader.next_slot()? })
+            let firmware = loader.firmware()?.map(|firmware| FirmwareStatus {
+                chain: firmware.current,
+                next: firmware.next,
+                last_move: firmware.last_move,
+            });
+            Ok(LoaderStatus { default: loader.default_slot()?, next: loader.next_slot()?, firmware })
         };
         read(loader).inspect_err(|error| complaints.push(describe(error))).ok()
     });
@@ -152,7 +171,7 @@ mod tests {
         let _held = device.open();
         let status = status(&device.paths(), Some(device.loader().as_mut()));
         assert_eq!((status.running, status.kind), (Some(Slot::A), Some(BootKind::Normal)));
-        assert_eq!(status.loader, Some(LoaderStatus { default: Some(Slot::A), next: None }));
+        assert_eq!(status.loader, Some(LoaderStatus { default: Some(Slot::A), next: None, firmware: None }));
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["phase"], "idle");
         assert_eq!(
