@@ -3,8 +3,6 @@
 #![allow(missing_docs, dead_code, reason = "a test")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test")]
 
-mod server;
-
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,9 +14,9 @@ use rustiot_hawkbit::machine::{Consent, Policy, State};
 use rustiot_hawkbit::store::Store;
 use rustiot_hawkbit::update1::{Soft, Update1};
 use rustiot_hawkbit::voice::Journal;
+use rustiot_hawkbit_server::{Fault, Running};
 use rustiot_http::{Http, Settings, Url};
 use serde_json::{Value, json};
-use server::{Fault, HawkBit};
 use tokio::sync::mpsc;
 use zbus::connection::{Builder, socket::channel::Channel};
 use zbus::zvariant::OwnedValue;
@@ -147,7 +145,7 @@ impl Fake {
 
 /// A device and its hawkBit.
 struct Lab {
-    hawkbit: HawkBit,
+    hawkbit: Running,
     service: Fake,
     client: Connection,
     _server: Connection,
@@ -157,16 +155,12 @@ struct Lab {
 }
 
 async fn lab() -> Lab {
-    let hawkbit = HawkBit::default();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
-    let router = hawkbit.router();
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    let hawkbit = Running::start().unwrap();
+    let url = Url::parse(&hawkbit.url()).unwrap();
     let set = {
         let mut world = hawkbit.world();
-        world.set_config("authentication.targettoken.enabled", true.into());
         world.sleep = Some("00:00:01".into());
-        world.add_target("device-1", "secret");
+        world.knows("device-1", "secret");
         world.add_bundle("2.0.0", &[7; 3000])
     };
     let service = Fake::default();
@@ -221,16 +215,6 @@ impl Lab {
         self.hawkbit.world().assign("device-1", self.set, kind, None)
     }
 
-    fn status(&self, action: u64) -> String {
-        self.hawkbit.world().actions[&action].status.clone()
-    }
-
-    fn messages(&self, action: u64, kind: &str) -> Vec<String> {
-        let world = self.hawkbit.world();
-        let entries = world.actions[&action].entries.iter().rev();
-        entries.filter(|(found, _)| found == kind).flat_map(|(_, messages)| messages.clone()).collect()
-    }
-
     async fn until(&self, what: &str, mut found: impl FnMut(&Lab) -> bool) {
         for _ in 0..1500 {
             if found(self) {
@@ -246,7 +230,7 @@ impl Lab {
     }
 
     async fn ends(&self, action: u64, status: &str) {
-        self.until(status, |lab| lab.status(action) == status).await;
+        self.until(status, |lab| lab.hawkbit.status(action) == status).await;
     }
 }
 
@@ -266,12 +250,12 @@ async fn success_is_reported_after_the_commit_and_not_before() {
         for phase in ["installing", "activated", "rebooting", "trial"] {
             lab.service.get().phase(phase);
             let line = format!("now {phase}");
-            lab.until(phase, |lab| lab.messages(action, "running").contains(&line)).await;
-            assert_eq!(lab.status(action), "running", "{phase}");
+            lab.until(phase, |lab| lab.hawkbit.messages(action, "running").contains(&line)).await;
+            assert_eq!(lab.hawkbit.status(action), "running", "{phase}");
         }
         lab.service.get().end("committed", Value::Null, &[]);
         lab.ends(action, "finished").await;
-        assert_eq!(lab.messages(action, "finished"), ["Release 2.0.0 runs and is committed."]);
+        assert_eq!(lab.hawkbit.messages(action, "finished"), ["Release 2.0.0 runs and is committed."]);
         assert_eq!(lab.hawkbit.world().targets["device-1"].attributes["serial"], "42");
     })
     .await;
@@ -291,7 +275,7 @@ async fn a_fallback_is_reported_with_its_reason_and_log() {
         lab.service.get().end("fell-back", why, &["last line"]);
         lab.ends(action, "error").await;
         let want = ["fell-back: unhealthy", "nginx failed", "hint: look", "last line"];
-        assert_eq!(lab.messages(action, "error"), want);
+        assert_eq!(lab.hawkbit.messages(action, "error"), want);
     })
     .await;
 }
@@ -329,7 +313,7 @@ async fn a_cancellation_in_time_takes_the_transaction_back() {
         lab.hawkbit.world().cancel(action, false);
         lab.ends(action, "canceled").await;
         assert_eq!(lab.service.get().cancelled, 1);
-        assert_eq!(lab.messages(action, "canceled"), ["Action canceled."]);
+        assert_eq!(lab.hawkbit.messages(action, "canceled"), ["Action canceled."]);
     })
     .await;
 }
@@ -342,8 +326,8 @@ async fn a_cancellation_that_comes_too_late_is_rejected_and_the_update_goes_on()
         lab.ordered(1).await;
         lab.service.get().refuse_cancel = Some(Error::NotNow("the new release is running".into()));
         lab.hawkbit.world().cancel(action, false);
-        lab.until("a rejection", |lab| !lab.messages(action, "cancel_rejected").is_empty()).await;
-        assert!(lab.messages(action, "cancel_rejected")[0].contains("the new release is running"));
+        lab.until("a rejection", |lab| !lab.hawkbit.messages(action, "cancel_rejected").is_empty()).await;
+        assert!(lab.hawkbit.messages(action, "cancel_rejected")[0].contains("the new release is running"));
         lab.service.get().end("committed", Value::Null, &[]);
         lab.ends(action, "finished").await;
     })
@@ -360,7 +344,7 @@ async fn consent_is_given_by_itself_or_by_a_person() {
         lab.run(Policy { consent, ..policy() }, async |lab, commands| {
             if ask {
                 lab.until("polls", |lab| lab.hawkbit.world().log.len() > 2).await;
-                assert_eq!(lab.status(action), "wait_for_confirmation");
+                assert_eq!(lab.hawkbit.status(action), "wait_for_confirmation");
                 commands.send(Command::Consent(true)).await.unwrap();
             }
             lab.ordered(1).await;
@@ -380,8 +364,10 @@ async fn a_closed_window_holds_the_install_until_it_opens() {
         lab.ordered(1).await;
         assert_eq!(lab.service.get().orders[0].1["hold"], "install");
         lab.service.get().phase("downloaded");
-        lab.until("the download", |lab| lab.messages(action, "running").contains(&"now downloaded".into()))
-            .await;
+        lab.until("the download", |lab| {
+            lab.hawkbit.messages(action, "running").contains(&"now downloaded".into())
+        })
+        .await;
         assert!(lab.service.get().holds.is_empty());
         // A service that is away in this moment is asked again.
         lab.service.get().refuse_hold = Some(Error::Busy("wait".into()));
@@ -419,8 +405,10 @@ async fn what_a_person_let_go_is_not_disturbed_and_reported_when_it_is_committed
     lab.run(policy(), async |lab, _keep| {
         lab.ordered(1).await;
         lab.service.get().phase("downloaded");
-        lab.until("the download", |lab| lab.messages(action, "running").contains(&"now downloaded".into()))
-            .await;
+        lab.until("the download", |lab| {
+            lab.hawkbit.messages(action, "running").contains(&"now downloaded".into())
+        })
+        .await;
         // By hand, and it is on trial by the time the window opens.
         lab.service.get().under_way.as_mut().unwrap()["hold"] = "none".into();
         lab.service.get().phase("trial");
@@ -428,7 +416,7 @@ async fn what_a_person_let_go_is_not_disturbed_and_reported_when_it_is_committed
         let polls = lab.hawkbit.world().log.len();
         lab.hawkbit.world().actions.get_mut(&action).unwrap().open_now();
         lab.until("polls", |lab| lab.hawkbit.world().log.len() > polls + 6).await;
-        assert_eq!(lab.status(action), "running");
+        assert_eq!(lab.hawkbit.status(action), "running");
         lab.service.get().end("committed", Value::Null, &[]);
         lab.ends(action, "finished").await;
     })
@@ -485,7 +473,7 @@ async fn an_action_that_is_gone_is_let_go() {
         lab.ends(next, "finished").await;
     })
     .await;
-    assert_eq!(lab.status(action), "canceled");
+    assert_eq!(lab.hawkbit.status(action), "canceled");
 }
 
 #[tokio::test]
@@ -503,7 +491,7 @@ async fn an_order_that_is_refused_is_a_failure() {
     let refusal = || Error::Usage("no such option\nhint: none".into());
     lab.service.get().refuse_install.extend([refusal(), refusal()]);
     lab.run(policy(), async |lab, _keep| lab.ends(action, "error").await).await;
-    assert_eq!(lab.messages(action, "error")[0], "no such option");
+    assert_eq!(lab.hawkbit.messages(action, "error")[0], "no such option");
 }
 
 #[tokio::test]
@@ -555,8 +543,8 @@ async fn the_shim_refuses_what_does_not_match_its_checksums() {
     lab.hawkbit.world().lie = true;
     let action = lab.assign("downloadonly");
     assert_eq!(shim(&lab, "").await, 1);
-    assert_eq!(lab.status(action), "error");
-    assert!(lab.messages(action, "error")[0].contains("Invalid checksum"));
+    assert_eq!(lab.hawkbit.status(action), "error");
+    assert!(lab.hawkbit.messages(action, "error")[0].contains("Invalid checksum"));
     assert!(!lab.dir.path().join("bundle.raucb").exists());
 }
 
@@ -567,8 +555,11 @@ async fn the_shim_resumes_a_download_that_breaks_off_where_it_may() {
         lab.hawkbit.world().truncate = Some(1000);
         let action = lab.assign("downloadonly");
         assert_eq!(shim(&lab, &format!("resume_downloads = {resume}")).await, code);
-        assert_eq!(lab.status(action), status);
-        assert!(resume || lab.messages(action, "error")[0] == "Download failed: Transferred a partial file");
+        assert_eq!(lab.hawkbit.status(action), status);
+        assert!(
+            resume
+                || lab.hawkbit.messages(action, "error")[0] == "Download failed: Transferred a partial file"
+        );
     }
 }
 

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 
 use rustiot_boot::{Event, ResetReason, Slot};
 use rustiot_config::scalar;
+use rustiot_hawkbit_server::Running;
 use zbus::Guid;
 use zbus::connection::{Builder, socket::channel::Channel};
 
@@ -13,16 +14,10 @@ use crate::dbus::{PATH, Update, Update1Proxy};
 use crate::engine::tests::{W, World, engine, world};
 use crate::status::{By, Phase};
 
-#[allow(dead_code, missing_docs, unreachable_pub, reason = "shared with the crate of the driver")]
-#[path = "../../../rustiot-hawkbit/tests/server/mod.rs"]
-mod server;
-
-use server::HawkBit;
-
 const TOKEN: &str = "d41d8cd98f00b204";
 
 struct Lab {
-    hawkbit: HawkBit,
+    hawkbit: Running,
     device: W,
     settings: RefCell<Settings>,
     dir: tempfile::TempDir,
@@ -30,14 +25,10 @@ struct Lab {
 }
 
 /// A hawkBit that knows `device-1` by [`TOKEN`], and its address.
-async fn hawkbit() -> (HawkBit, Url) {
-    let hawkbit = HawkBit::default();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
-    let router = hawkbit.router();
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    hawkbit.world().set_config("authentication.targettoken.enabled", true.into());
-    hawkbit.world().add_target("device-1", TOKEN);
+fn hawkbit() -> (Running, Url) {
+    let hawkbit = Running::start().unwrap();
+    let url = hawkbit.url().parse().unwrap();
+    hawkbit.world().knows("device-1", TOKEN);
     (hawkbit, url)
 }
 
@@ -61,7 +52,7 @@ fn settings(url: &Url, token: &Path) -> Settings {
 }
 
 async fn lab() -> Lab {
-    let (hawkbit, url) = hawkbit().await;
+    let (hawkbit, url) = hawkbit();
     let set = hawkbit.world().add_bundle("2.0.0", &[7; 3000]);
     let dir = tempfile::tempdir().unwrap();
     let token = dir.path().join("token");
@@ -118,24 +109,14 @@ impl Lab {
         self.hawkbit.world().assign("device-1", self.set, kind, window)
     }
 
-    fn status(&self, action: u64) -> String {
-        self.hawkbit.world().actions[&action].status.clone()
-    }
-
-    fn messages(&self, action: u64, kind: &str) -> Vec<String> {
-        let world = self.hawkbit.world();
-        let entries = world.actions[&action].entries.iter().rev();
-        entries.filter(|(found, _)| found == kind).flat_map(|(_, messages)| messages.clone()).collect()
-    }
-
     async fn ends(&self, action: u64, status: &str) {
         for _ in 0..600 {
-            if self.status(action) == status {
+            if self.hawkbit.status(action) == status {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        panic!("waited in vain: {status}, it is {}", self.status(action));
+        panic!("waited in vain: {status}, it is {}", self.hawkbit.status(action));
     }
 
     /// From the order to the restart, and the next start of the device in the new slot.
@@ -149,7 +130,7 @@ impl Lab {
                 seen
             })
             .await;
-        assert_eq!(self.status(action), "running", "nothing is over before the trial");
+        assert_eq!(self.hawkbit.status(action), "running", "nothing is over before the trial");
         self.device.boots(Slot::B, ResetReason::Clean);
         seen
     }
@@ -184,10 +165,10 @@ async fn hawkbit_hears_of_success_after_the_commit_and_the_token_is_nowhere() {
         person.sees("the trial", |s| s.phase == Phase::Trial).await;
         lab.device.is_healthy();
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(lab.status(action), "running", "reported before the commit");
+        assert_eq!(lab.hawkbit.status(action), "running", "reported before the commit");
         World::apply(&lab.device, Event::Commit { boot_id: lab.device.boot_id() }).unwrap();
         lab.ends(action, "finished").await;
-        assert_eq!(lab.messages(action, "finished"), ["Release 2.0.0 runs and is committed."]);
+        assert_eq!(lab.hawkbit.messages(action, "finished"), ["Release 2.0.0 runs and is committed."]);
         let attributes = lab.hawkbit.world().targets["device-1"].attributes.clone();
         assert_eq!((attributes["id"].as_str(), attributes["version"].as_str()), ("00ff", "1.0.0"));
     })
@@ -203,7 +184,7 @@ async fn hawkbit_hears_why_the_old_release_came_back() {
     World::apply(&lab.device, Event::GateFailed { boot_id, reason: "no sshd".into(), log }).unwrap();
     lab.device.boots(Slot::A, ResetReason::Clean);
     lab.run(async |lab, _| lab.ends(action, "error").await).await;
-    let told = lab.messages(action, "error");
+    let told = lab.hawkbit.messages(action, "error");
     assert!(told[0].contains("no sshd") && told.contains(&"last line".to_owned()), "{told:?}");
 }
 
@@ -215,7 +196,7 @@ async fn a_maintenance_window_holds_what_is_downloaded_and_lets_it_go() {
     lab.run(async |lab, mut person| {
         person.sees("the download", |s| s.phase == Phase::Downloaded).await;
         tokio::time::sleep(Duration::from_secs(4)).await;
-        assert_eq!((lab.device.phase(), lab.status(action).as_str()), ("idle", "running"));
+        assert_eq!((lab.device.phase(), lab.hawkbit.status(action).as_str()), ("idle", "running"));
         lab.hawkbit.world().actions.get_mut(&action).unwrap().open_now();
         person.sees("the restart", |s| s.phase == Phase::Rebooting).await;
     })
@@ -250,7 +231,7 @@ async fn a_person_consents_where_the_owner_wants_it() {
         let action = lab.assign("forced", None);
         person.sees("the question", |s| s.hawkbit.as_ref().is_some_and(|h| h.asks.is_some())).await;
         assert!(person.bus.hawkbit().await.unwrap().contains(&format!("\"asks\":\"{action}\"")));
-        assert_eq!(lab.status(action), "wait_for_confirmation");
+        assert_eq!(lab.hawkbit.status(action), "wait_for_confirmation");
         person.bus.consent(true).await.unwrap();
         person.sees("the order", |s| s.transaction.is_some()).await;
     })
@@ -282,7 +263,7 @@ async fn a_token_that_others_can_read_is_refused_until_they_cannot_and_no_hawkbi
 
 #[tokio::test]
 async fn files_are_fetched_with_the_token_from_its_own_server_only() {
-    let ((_ours, url), (_other, other)) = (hawkbit().await, hawkbit().await);
+    let ((_ours, url), (_other, other)) = (hawkbit(), hawkbit());
     let dir = tempfile::tempdir().unwrap();
     let token = dir.path().join("token");
     secret_file(&token, TOKEN, 0o600);

@@ -1,10 +1,8 @@
-//! A hawkBit for tests: the DDI API, and as much of the management API as test suites use.
-//!
-//! Behaves as the real server does where a device can see it: which links it gives, which feedback it takes, what an
-//! action becomes, 401/404/410. In memory, one tenant, no passwords for the management. Faults on demand.
+//! Targets, modules, actions and their lives: what the requests of devices and of the management do. Never opens a
+//! socket; called by the router that [`HawkBit`] makes.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
@@ -18,13 +16,16 @@ use sha2::{Digest, Sha256};
 /// A target's side of it.
 #[derive(Clone, Debug, Default)]
 pub struct Target {
+    /// By which it is known.
     pub token: String,
+    /// What it says of itself.
     pub attributes: BTreeMap<String, String>,
     wants_attributes: bool,
 }
 
+/// A file of a module.
 #[derive(Clone, Debug)]
-pub struct Artifact {
+struct Artifact {
     id: u64,
     name: String,
     bytes: Bytes,
@@ -33,7 +34,7 @@ pub struct Artifact {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Module {
+struct Module {
     name: String,
     version: String,
     kind: String,
@@ -50,6 +51,7 @@ pub struct Action {
     window: Option<(u64, u64)>,
     /// `running`, `canceling`, `canceled`, `finished`, `error`, `downloaded`, `wait_for_confirmation`.
     pub status: String,
+    /// Not over yet.
     pub active: bool,
     /// Entries, oldest first: type and messages.
     pub entries: Vec<(String, Vec<String>)>,
@@ -91,29 +93,33 @@ pub enum Fault {
     Silence,
 }
 
-#[derive(Default)]
+/// All that the server knows, and what it does wrong.
+#[derive(Debug, Default)]
 pub struct World {
     configs: BTreeMap<String, Value>,
+    /// By name.
     pub targets: BTreeMap<String, Target>,
     modules: BTreeMap<u64, Module>,
     sets: BTreeMap<u64, Vec<u64>>,
+    /// By number.
     pub actions: BTreeMap<u64, Action>,
     next: u64,
     /// What goes wrong with the next requests whose `METHOD path` contains the text.
     pub faults: VecDeque<(String, Fault)>,
     /// Every DDI request: method and path.
     pub log: Vec<String>,
-    /// Every feedback's body.
+    /// Every feedback's body, in the order of their arrival, whether it was taken or not.
     pub feedback: Vec<Value>,
     /// Hashes of artifacts are wrong.
     pub lie: bool,
     /// Downloads without a range end after so many bytes.
     pub truncate: Option<usize>,
+    /// The time between polls (`HH:MM:SS`) instead of the configured one.
     pub sleep: Option<String>,
 }
 
 /// The server; clones share one world.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct HawkBit {
     world: Arc<Mutex<World>>,
 }
@@ -123,7 +129,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn code(status: u16) -> Response {
-    StatusCode::from_u16(status).unwrap().into_response()
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR).into_response()
 }
 
 fn answer(value: &Value) -> Response {
@@ -131,10 +137,26 @@ fn answer(value: &Value) -> Response {
 }
 
 impl HawkBit {
+    /// Everything, to look at and to change.
     pub fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap()
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What became of an action so far; empty when there is none of that number.
+    #[must_use]
+    pub fn status(&self, action: u64) -> String {
+        self.world().actions.get(&action).map(|action| action.status.clone()).unwrap_or_default()
+    }
+
+    /// The lines of all of an action's entries of one type, the newest entry first.
+    #[must_use]
+    pub fn messages(&self, action: u64, kind: &str) -> Vec<String> {
+        let world = self.world();
+        let entries = world.actions.get(&action).into_iter().flat_map(|action| action.entries.iter().rev());
+        entries.filter(|(found, _)| found == kind).flat_map(|(_, messages)| messages.clone()).collect()
+    }
+
+    /// Both APIs.
     pub fn router(&self) -> Router {
         let server = self.clone();
         Router::new().fallback(move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| {
@@ -208,6 +230,7 @@ impl World {
         self.configs.get(key).unwrap_or(&Value::Null)
     }
 
+    /// A setting of the tenant, by hawkBit's own name.
     pub fn set_config(&mut self, key: &str, value: Value) {
         self.configs.insert(key.into(), value);
     }
@@ -235,6 +258,12 @@ impl World {
                 .or_insert_with(|| Target { wants_attributes: true, ..Target::default() });
         }
         good
+    }
+
+    /// A target with a token, and targets' tokens are taken.
+    pub fn knows(&mut self, name: &str, token: &str) {
+        self.set_config("authentication.targettoken.enabled", true.into());
+        self.add_target(name, token);
     }
 
     /// A target with a token.
@@ -651,13 +680,19 @@ fn serve_range(bytes: &Bytes, headers: &HeaderMap, truncate: Option<usize>) -> R
     let to = to.parse::<usize>().unwrap_or(usize::MAX).min(total.saturating_sub(1));
     if from > to || from >= total {
         let mut response = code(416);
-        response.headers_mut().insert("content-range", format!("bytes */{total}").parse().unwrap());
+        content_range(&mut response, &format!("bytes */{total}"));
         return response;
     }
     let mut response = bytes.slice(from..=to).into_response();
     *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-    response.headers_mut().insert("content-range", format!("bytes {from}-{to}/{total}").parse().unwrap());
+    content_range(&mut response, &format!("bytes {from}-{to}/{total}"));
     response
+}
+
+fn content_range(response: &mut Response, text: &str) {
+    if let Ok(value) = text.parse() {
+        response.headers_mut().insert("content-range", value);
+    }
 }
 
 /// What every feedback must have: execution, result, messages.
