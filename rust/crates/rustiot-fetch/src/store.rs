@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustiot_http::{Backoff, Bytes, Error, Http, Ranged, Url, Validator};
+use rustiot_http::{Backoff, Bytes, Class, Error, Http, Ranged, Url, Validator};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Duration, Instant, sleep};
 
@@ -37,13 +37,15 @@ const SOON: u64 = 2 << 20;
 const COMMIT: (u64, u64) = (8 << 10, 1 << 20);
 /// What came longer ago is written even if it is less.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
+/// Most that one request asks for. What is under way when a link dies lies in buffers between here and the server, and
+/// was paid for; a server sends no more than was asked for. So a link that has died once, or a job that was cut off, asks
+/// for a sixteenth of what has come since, and one that never has for a half.
+const REQUEST: (u64, u64) = (1 << 20, 2);
+const REQUEST_ROUGH: (u64, u64) = (256 << 10, 16);
 /// Rounds in which every address fails in a way that does not heal, before that is the result.
 const HOPELESS: u32 = 3;
 /// A transfer that brought this much may be begun again at once.
 const WORTH: u64 = 16 << 10;
-/// Slower than [`SLOW_BYTES`] in this time is as good as silent.
-const SLOW: Duration = Duration::from_secs(60);
-const SLOW_BYTES: u64 = 1 << 10;
 
 /// What the caller may change while it runs.
 #[derive(Clone, Debug)]
@@ -498,6 +500,10 @@ struct Fetcher {
     ahead: u64,
     meter: Meter,
     idle_since: Instant,
+    /// A transfer broke, or the job goes on with what an earlier run left.
+    rough: bool,
+    /// Bytes that came since.
+    since: u64,
 }
 
 impl Fetcher {
@@ -505,8 +511,11 @@ impl Fetcher {
         let control = shared.control.subscribe();
         let limits = control.borrow().limits.clone();
         let now = Instant::now();
+        let rough = lock(&shared.inner).have.bytes() > 0;
         Fetcher {
             shared,
+            rough,
+            since: 0,
             control,
             backoff: Backoff::new(limits.backoff_base, limits.backoff_cap),
             bucket: Bucket::new(now, limits.rate),
@@ -551,10 +560,15 @@ impl Fetcher {
                 Ok(()) => self.worked(),
                 Err(Stop::Control) => {}
                 Err(Stop::Failure(failure)) => return fail(&self.shared, failure),
-                Err(Stop::Http(error, came)) => match self.failed(error, came).await {
-                    Ok(delay) => self.pause(delay).await,
-                    Err(failure) => return fail(&self.shared, failure),
-                },
+                Err(Stop::Http(error, came)) => {
+                    if error.class() == Class::Network {
+                        (self.rough, self.since) = (true, 0);
+                    }
+                    match self.failed(error, came).await {
+                        Ok(delay) => self.pause(delay).await,
+                        Err(failure) => return fail(&self.shared, failure),
+                    }
+                }
             }
         }
     }
@@ -585,8 +599,15 @@ impl Fetcher {
         self.idle_since = Instant::now();
     }
 
+    /// Most that the next request asks for.
+    fn most(&self) -> u64 {
+        let (least, part) = if self.rough { REQUEST_ROUGH } else { REQUEST };
+        self.since.checked_div(part).unwrap_or_default().max(least)
+    }
+
     /// What to fetch next.
     fn next(&mut self) -> Option<Run> {
+        let request = self.most();
         let inner = lock(&self.shared.inner);
         let Some(len) = inner.len else {
             let wanted = inner.learn || inner.whole > 0 || !inner.wants.is_empty();
@@ -610,11 +631,12 @@ impl Fetcher {
                     }
                 }
             }
+            range.end = range.end.min(range.start.saturating_add(request));
             let cached = inner.cache.is_some();
             let most = if cached { AHEAD_MAX } else { AHEAD_WINDOW };
             self.ahead =
                 if range.start == self.last_end { self.ahead.saturating_mul(2).min(most) } else { AHEAD_MIN };
-            let far = range.start.saturating_add(self.ahead).min(len).max(range.end);
+            let far = range.start.saturating_add(self.ahead.min(request)).min(len).max(range.end);
             let needed = range.end;
             // Never ahead into what is here already.
             let end = inner
@@ -626,7 +648,8 @@ impl Fetcher {
             return None;
         }
         let gap = inner.missing(0..len)?;
-        Some(Run { needed: gap.start, range: gap })
+        let end = gap.end.min(gap.start.saturating_add(request));
+        Some(Run { needed: gap.start, range: gap.start..end })
     }
 
     /// Whether somebody waits for something that this transfer does not bring soon. Breaking it off wastes what is on its
@@ -685,7 +708,6 @@ impl Fetcher {
         }
         let mut pending = Pending::new(&shared, cache);
         let (mut at, mut came) = (part.range.start, 0u64);
-        let (mut slow_since, mut slow_bytes) = (Instant::now(), 0u64);
         let ended = loop {
             let chunk = tokio::select! {
                 biased;
@@ -719,15 +741,7 @@ impl Fetcher {
             if if whole { lock(&shared.inner).missing(at..total).is_none() } else { enough } {
                 break Ok(());
             }
-            // Only silence of the server's counts as slow, not our own limit.
-            slow_bytes = slow_bytes.saturating_add(bytes);
-            if slow_bytes >= SLOW_BYTES {
-                (slow_since, slow_bytes) = (now, 0);
-            } else if now.saturating_duration_since(slow_since) > SLOW {
-                break Err(Stop::Http(Error::Timeout { host: host(), connected: true }, 0));
-            }
-            let paid = self.pay().await;
-            slow_since = slow_since.checked_add(paid).unwrap_or(slow_since);
+            self.pay().await;
         };
         pending.commit().await?;
         if !whole {
@@ -742,6 +756,7 @@ impl Fetcher {
         self.bucket.set_rate(now, limits_rate);
         self.bucket.take(now, bytes);
         self.idle_since = now;
+        self.since = self.since.saturating_add(bytes);
         let rate = self.meter.add(now, bytes);
         self.shared.progress.send_modify(|progress| {
             progress.fetched = progress.fetched.saturating_add(bytes);
@@ -749,21 +764,20 @@ impl Fetcher {
         });
     }
 
-    /// Waits until what came is paid for; limits may change meanwhile. How long it was.
-    async fn pay(&mut self) -> Duration {
-        let began = Instant::now();
+    /// Waits until what came is paid for; limits may change meanwhile.
+    async fn pay(&mut self) {
         loop {
             let now = Instant::now();
             let rate = self.control.borrow().limits.rate;
             self.bucket.set_rate(now, rate);
             let wait = self.bucket.wait(now);
             if wait.is_zero() {
-                return now.saturating_duration_since(began);
+                return;
             }
             let shared = self.shared.clone();
             tokio::select! {
                 biased;
-                () = stopped(&shared, &mut self.control) => return Duration::ZERO,
+                () = stopped(&shared, &mut self.control) => return,
                 // Limits may change meanwhile: reckon again.
                 () = sleep(wait.min(Duration::from_millis(500))) => {}
             }

@@ -4,6 +4,7 @@
 //! server.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, IF_RANGE, RANGE};
 use reqwest::{Method, StatusCode, Url};
@@ -17,6 +18,8 @@ use crate::request::{Body, Fetched, Request, Response, Validator};
 #[derive(Clone, Debug)]
 pub struct Http {
     client: reqwest::Client,
+    /// [`crate::Settings::idle_timeout`].
+    patience: Duration,
     /// For one server only. Marked as sensitive, so that `Debug` does not show the value.
     authorization: Option<(Url, HeaderValue)>,
 }
@@ -44,8 +47,12 @@ pub struct Part {
 }
 
 impl Http {
-    pub(crate) fn from_client(client: reqwest::Client) -> Http {
-        Http { client, authorization: None }
+    pub(crate) fn from_client(client: reqwest::Client, patience: Duration) -> Http {
+        Http { client, patience, authorization: None }
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     pub(crate) fn client(&self) -> &reqwest::Client {

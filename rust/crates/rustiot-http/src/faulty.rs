@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -16,8 +17,12 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
+pub use link::{Link, Quality};
+
 use crate::range::parse_range;
 use crate::{Bytes, Url};
+
+mod link;
 
 /// What the server does wrong.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -33,6 +38,10 @@ pub enum Fault {
     SilentAfter(u64),
     /// Says nothing at all.
     Silent,
+    /// Sends each body so many bytes at a time, with such a pause after each.
+    Drip(usize, Duration),
+    /// Sends the head a byte at a time, with such a pause after each.
+    DripHead(Duration),
     /// Sends another range than asked for, and says so.
     WrongRange,
     /// Content-Range says one length more than the file has.
@@ -76,7 +85,7 @@ struct State {
     etag: Option<String>,
     fault: Fault,
     requests: Vec<String>,
-    pace: Option<std::time::Duration>,
+    pace: Option<Duration>,
 }
 
 /// The server; it ends when this is dropped.
@@ -135,7 +144,7 @@ impl Server {
     }
 
     /// Waits so long after each 16 KiB, as a slow link does.
-    pub fn pace(&self, each: std::time::Duration) {
+    pub fn pace(&self, each: Duration) {
         self.state.lock().unwrap().pace = Some(each);
     }
 
@@ -310,14 +319,26 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
         let length = body.len() + usize::from(fault == Fault::WrongLength);
         let head_only = head.starts_with("HEAD ");
         let answer = format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\n\r\n");
-        stream.write_all(answer.as_bytes()).await?;
+        if let Fault::DripHead(pause) = fault {
+            for byte in answer.as_bytes() {
+                stream.write_all(&[*byte]).await?;
+                stream.flush().await?;
+                tokio::time::sleep(pause).await;
+            }
+        } else {
+            stream.write_all(answer.as_bytes()).await?;
+        }
         let limit = match fault {
             Fault::ResetAfter(limit) | Fault::CloseAfter(limit) | Fault::SilentAfter(limit) => limit as usize,
             _ => usize::MAX,
         };
         let cut = body.len() > limit;
         body.truncate(if head_only { 0 } else { limit });
-        for piece in body.chunks(16 << 10) {
+        let (size, pace) = match fault {
+            Fault::Drip(size, pause) => (size.max(1), Some(pause)),
+            _ => (16 << 10, pace),
+        };
+        for piece in body.chunks(size) {
             stream.write_all(piece).await?;
             sent.fetch_add(piece.len() as u64, Ordering::SeqCst);
             if let Some(pace) = pace {
@@ -330,7 +351,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
             Fault::SilentAfter(_) if cut => std::future::pending().await,
             Fault::ResetAfter(_) if cut => {
                 // Let it arrive first: a reset throws away what is on its way.
-                let _ = tokio::time::timeout(std::time::Duration::from_millis(5), stream.read_u8()).await;
+                let _ = tokio::time::timeout(Duration::from_millis(5), stream.read_u8()).await;
                 reset(&stream);
                 return Ok(());
             }

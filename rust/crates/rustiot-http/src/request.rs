@@ -2,6 +2,8 @@
 //!
 //! Never follows up by itself. Called through [`crate::Http`].
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use reqwest::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue,
@@ -10,6 +12,7 @@ use reqwest::header::{
 use reqwest::{StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::client::Http;
 use crate::error::{Error, host};
@@ -156,7 +159,7 @@ impl Request {
         let request = self.built.build().map_err(|error| Error::from_reqwest(&self.url, error))?;
         let answer = self.http.client().execute(request).await;
         let inner = answer.map_err(|error| Error::from_reqwest(&self.url, error))?;
-        Ok(Response { url: self.url, inner })
+        Ok(Response { url: self.url, inner, patience: self.http.patience() })
     }
 }
 
@@ -165,6 +168,7 @@ impl Request {
 pub struct Response {
     url: Url,
     inner: reqwest::Response,
+    patience: Duration,
 }
 
 impl Response {
@@ -229,7 +233,8 @@ impl Response {
             }
         }
         let expected = self.content_length();
-        Ok(Body { url: self.url, inner: self.inner, expected, received: 0, limit: u64::MAX })
+        let pace = Pace { patience: self.patience, since: None, waited: Duration::ZERO, bytes: 0 };
+        Ok(Body { url: self.url, inner: self.inner, expected, received: 0, limit: u64::MAX, pace })
     }
 
     /// The whole body, of at most `limit` bytes.
@@ -268,6 +273,37 @@ pub struct Body {
     expected: Option<u64>,
     received: u64,
     limit: u64,
+    pace: Pace,
+}
+
+/// Slower than this many bytes in [`crate::Settings::idle_timeout`] of waiting is as good as silent.
+const SLOW_BYTES: u64 = 1 << 10;
+
+/// How long was waited for how much, lately. Time in which nobody asked for more is not the server's.
+#[derive(Debug)]
+struct Pace {
+    patience: Duration,
+    /// Since when a piece is waited for, over calls that were given up.
+    since: Option<Instant>,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn waits(&mut self, now: Instant) {
+        self.since.get_or_insert(now);
+    }
+
+    /// Counts a piece; whether it comes too slowly.
+    fn came(&mut self, now: Instant, bytes: u64) -> bool {
+        let wait = self.since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        self.waited = self.waited.saturating_add(wait);
+        self.bytes = self.bytes.saturating_add(bytes);
+        if self.bytes >= SLOW_BYTES {
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
+        }
+        self.waited > self.patience
+    }
 }
 
 impl Body {
@@ -302,11 +338,17 @@ impl Body {
     /// # Errors
     /// [`Error::Truncated`], [`Error::Broken`], [`Error::Timeout`], [`Error::TooLarge`].
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        self.pace.waits(Instant::now());
         match self.inner.chunk().await {
             Ok(Some(chunk)) => {
-                self.received = self.received.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
+                let bytes = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+                self.received = self.received.saturating_add(bytes);
                 if self.received > self.limit {
                     return Err(self.too_large());
+                }
+                let slow = self.pace.came(Instant::now(), bytes);
+                if slow && self.expected != Some(self.received) {
+                    return Err(Error::Timeout { host: host(&self.url), connected: true });
                 }
                 Ok(Some(chunk))
             }

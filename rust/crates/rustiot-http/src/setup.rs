@@ -30,7 +30,8 @@ pub struct Settings {
     pub proxy: Proxy,
     /// Longest time until a connection stands, TLS included.
     pub connect_timeout: Duration,
-    /// Longest silence: until the answer begins, and between two pieces of it. A transfer as a whole is not bounded.
+    /// Longest silence: until the answer begins, and between two pieces of it. Fewer than 1024 bytes in as long a wait
+    /// are as good as silence, so that a server that drips cannot hold anybody. A transfer as a whole is not bounded.
     pub idle_timeout: Duration,
     /// Most redirects that are followed. From https to http none is.
     pub redirects: usize,
@@ -187,7 +188,7 @@ fn build(settings: &Settings, trust: &Trust) -> Result<Http, BuildError> {
         }
         builder = builder.proxy(made);
     }
-    Ok(Http::from_client(builder.build().map_err(BuildError::Settings)?))
+    Ok(Http::from_client(builder.build().map_err(BuildError::Settings)?, settings.idle_timeout))
 }
 
 fn redirects(most: usize) -> redirect::Policy {

@@ -87,6 +87,38 @@ async fn ranges_and_what_may_be_wrong_with_them() {
     assert_eq!(range(&http, &server, 10..5_000).await.unwrap(), (true, file()));
 }
 
+/// Slow loris: something comes often enough that it is never silence.
+#[tokio::test]
+async fn a_server_that_drips_is_as_good_as_silent_and_one_that_is_slow_is_not() {
+    let patience = Duration::from_millis(300);
+    let http = Http::new(&Settings { idle_timeout: patience, ..Settings::default() }).unwrap();
+    let server = Server::start(file()).await;
+    let each = Duration::from_millis(20);
+    for fault in [Fault::Drip(1, each), Fault::Drip(10, each), Fault::DripHead(each)] {
+        server.set(fault.clone());
+        let began = std::time::Instant::now();
+        let error = range(&http, &server, 10..5_000).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout { connected: true, .. }), "{fault:?}: {error:?}");
+        assert!(began.elapsed() >= patience, "{fault:?}: given up after {:?}", began.elapsed());
+    }
+    // 200 bytes in 20 ms are far more than what counts as silence, and take far longer than the patience.
+    server.set(Fault::Drip(200, each));
+    let began = std::time::Instant::now();
+    assert_eq!(range(&http, &server, 0..8_000).await.unwrap().1, file()[..8_000]);
+    assert!(began.elapsed() >= 2 * patience);
+    // Time in which nobody asks for more is not the server's.
+    server.set(Fault::Drip(900, Duration::from_millis(5)));
+    let Ranged::Part(mut part) =
+        http.get_range(&server.url(), 0..9_000, None, &Validator::default()).await.unwrap()
+    else {
+        panic!()
+    };
+    while part.body.chunk().await.unwrap().is_some() {
+        tokio::time::sleep(patience / 2).await;
+    }
+    assert_eq!(part.body.received(), 9_000);
+}
+
 #[tokio::test]
 async fn a_range_that_is_not_the_one_asked_for_is_refused_without_knowing_the_length() {
     let (http, server) = (http(), Server::start(file()).await);

@@ -9,6 +9,7 @@
     reason = "tests, and files of tests"
 )]
 
+use rustiot_http::faulty::{Fault, Server};
 use rustiot_http::{Http, Url};
 use rustiot_repository::client::{self, Checked, Client, Error};
 use rustiot_repository::publish::{Encoder, Repository, Settings, Tool};
@@ -584,6 +585,27 @@ async fn a_mirror_that_is_down_or_lies_is_passed_over() {
     assert_eq!(client.check(right(NOW)).await.unwrap().url, world.url());
     let file = &client.last().await.unwrap().releases[0].ways[0].file;
     assert_eq!(client.urls(file).len(), 3);
+}
+
+#[tokio::test]
+async fn a_mirror_without_a_name_or_that_drips_holds_nobody_up() {
+    let world = World::simple();
+    let dripping = Server::start(world.metadata("timestamp.json")).await;
+    let patience = std::time::Duration::from_millis(300);
+    let http = rustiot_http::Settings { idle_timeout: patience, ..rustiot_http::Settings::default() };
+    let at_root = |url: &Url| url.join("/").unwrap();
+    for fault in [Fault::Drip(1, patience / 15), Fault::DripHead(patience / 15), Fault::Silent] {
+        dripping.set(fault.clone());
+        let mut settings = world.settings();
+        settings.http = Http::new(&http).unwrap();
+        settings.urls =
+            vec![Url::parse("http://no-such-name.invalid/").unwrap(), at_root(&dripping.url()), world.url()];
+        let asked = dripping.requests().len();
+        let mut client = Client::open(settings).unwrap();
+        let checked = tokio::time::timeout(patience * 100, client.check(right(NOW))).await;
+        assert_eq!(checked.expect("it hangs").unwrap().url, world.url(), "{fault:?}");
+        assert!(dripping.requests().len() > asked, "{fault:?}: it was not asked");
+    }
 }
 
 #[tokio::test]
