@@ -25,8 +25,8 @@ use crate::reconcile::{
     self, Here, INSTALL_TRIES, READ_TRIES, Situation, install_delay, situation, trial_delay,
 };
 use crate::status::{
-    By, Check, Expected, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Stage, Status,
-    Transaction, Transfer, Why,
+    By, Check, Expected, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Spent, Stage,
+    Status, Transaction, Transfer, Why,
 };
 use crate::store::Store;
 use crate::window;
@@ -115,6 +115,8 @@ pub(crate) struct Engine<I, L, D, M, R, F: Fetcher> {
     /// What the last look at the repository found, and where.
     offer: Option<(Plan, String)>,
     session: Option<F::Session>,
+    /// What the attempt that runs costs.
+    count: Cell<Option<acquire::Count>>,
     next: Option<(Instant, Job)>,
     polling: acquire::Polling,
     /// When the last veto was seen, and seconds of deferral that are not stored yet.
@@ -156,6 +158,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             tx: RefCell::new(tx),
             offer: None,
             session: None,
+            count: Cell::default(),
             next: None,
             polling: acquire::Polling::default(),
             vetoed: Cell::new(None),
@@ -647,7 +650,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             return self.give_up(Outcome::Failed, failure);
         }
         self.publish(Phase::Checking, "looking at the bundle");
-        let began = Instant::now();
+        self.begin_count(Stage::Install);
         let end = match self.open_session(&tx).await {
             Err(failure) => End::Failed { failure, announced: false },
             Ok(()) => {
@@ -660,14 +663,17 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                             Some(Command::Cancel(reply)) => break End::Cancelled(reply),
                             Some(other) => self.meanwhile(other),
                             // The service ends; the next one finds RAUC at work, or starts over.
-                            None => return,
+                            None => {
+                                self.end_count();
+                                return;
+                            }
                         },
                         end = &mut attempt => break end,
                     }
                 }
             }
         };
-        self.count_session(Stage::Install, began);
+        self.end_count();
         match end {
             End::Done => {
                 self.session = None;
@@ -906,6 +912,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                     if self.show_transfer() {
                         moved.set(Instant::now());
                     }
+                    self.keep_count();
                     if moved.get().elapsed() >= STALL_LIMIT {
                         // An outage is the proxy's business, and it ends by itself.
                         let met = self.session.as_ref().and_then(Session::complaint);

@@ -229,6 +229,7 @@ const MARKS: &[(&str, Kind)] = &[
     ("Compatible mismatch", Kind::WrongBoard),
     ("Version mismatch", Kind::BelowFloor),
     ("exceeds 64KiB", Kind::Oversized),
+    ("exceeds max-bundle-signature-size", Kind::Oversized),
     ("not a regular file", Kind::NotFound),
     ("Failed to open bundle for reading", Kind::NotFound),
     ("Failed to query bundle file info", Kind::NotFound),

@@ -15,6 +15,8 @@ const RULES_EVERY: Duration = Duration::from_secs(300);
 const MADE_UP_WITHIN: Duration = Duration::from_secs(900);
 /// Pause after a look that failed; doubled each time, up to the interval.
 const FAILED_PAUSE: Duration = Duration::from_secs(300);
+/// What an attempt has cost is written so often while it runs.
+const KEEP_EVERY: Duration = Duration::from_secs(60);
 /// A release that was begun by itself and failed is not begun again by itself for so long, seconds.
 const BEGIN_AGAIN: u64 = 86_400;
 
@@ -410,7 +412,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         if let Err(failure) = self.edit(|tx| tx.fetch_tries = tx.fetch_tries.saturating_add(1)) {
             return self.give_up(Outcome::Failed, failure);
         }
-        let began = Instant::now();
+        self.begin_count(Stage::Download);
         let limits = self.limits();
         let opened = self.ports.fetcher.open(&way, limits).await;
         let end = match opened {
@@ -420,7 +422,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                 self.fetch(commands, limits).await
             }
         };
-        self.count_session(Stage::Download, began);
+        self.end_count();
         self.session = None;
         match end {
             Fetch::Ended(Ok(())) => {
@@ -483,6 +485,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                 }
                 _ = count.tick() => {
                     self.show_transfer();
+                    self.keep_count();
                     if let Some(met) = session.complaint() {
                         self.publish(Phase::Downloading, &format!("{met}; goes on by itself"));
                     }
@@ -501,24 +504,53 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         (now.fetched, now.reused) != (before.fetched, before.reused)
     }
 
-    /// Adds what an attempt has cost to the transaction, durably.
-    pub(super) fn count_session(&self, stage: Stage, began: Instant) {
-        let transfer = self.session.as_ref().map(Session::progress).unwrap_or_default();
+    /// What the transaction has cost before an attempt that begins now.
+    pub(super) fn begin_count(&self, stage: Stage) {
+        let now = Instant::now();
+        let before = self.tx.borrow().as_ref().map(|tx| tx.spent).unwrap_or_default();
+        self.count.set(Some(Count { stage, began: now, kept: now, before }));
+    }
+
+    /// Keeps what the attempt has cost so far, now and then: a power cut loses no more of the count than that.
+    pub(super) fn keep_count(&self) {
+        if let Some(count) = self.count.get().filter(|count| count.kept.elapsed() >= KEEP_EVERY) {
+            self.count.set(Some(Count { kept: Instant::now(), ..count }));
+            self.set_spent(count);
+        }
+    }
+
+    /// The attempt is over.
+    pub(super) fn end_count(&self) {
+        let Some(count) = self.count.take() else { return };
+        let transfer = self.transfer();
+        self.status.send_modify(|s| s.progress.transfer = Transfer { rate: 0, eta: 0, ..transfer });
+        self.set_spent(count);
+    }
+
+    fn transfer(&self) -> Transfer {
+        self.session.as_ref().map(Session::progress).unwrap_or_default()
+    }
+
+    /// Adds what an attempt has cost to what was spent before it, durably.
+    fn set_spent(&self, Count { stage, began, before, .. }: Count) {
+        let transfer = self.transfer();
         let seconds = began.elapsed().as_secs();
         let written = if stage == Stage::Install { self.status.borrow().progress.bytes } else { 0 };
-        self.status.send_modify(|s| s.progress.transfer = Transfer { rate: 0, eta: 0, ..transfer });
-        let counted = self.edit(|tx| {
-            let spent = &mut tx.spent;
-            spent.fetched = spent.fetched.saturating_add(transfer.fetched);
-            spent.reused = spent.reused.saturating_add(transfer.reused);
-            spent.written = spent.written.saturating_add(written);
-            match stage {
-                // Even a download that took no time was one.
-                Stage::Download => spent.download_s = spent.download_s.saturating_add(seconds.max(1)),
-                _ => spent.install_s = spent.install_s.saturating_add(seconds),
-            }
-        });
-        if let Err(failure) = counted {
+        let mut spent = Spent {
+            fetched: before.fetched.saturating_add(transfer.fetched),
+            reused: before.reused.saturating_add(transfer.reused),
+            written: before.written.saturating_add(written),
+            ..before
+        };
+        match stage {
+            // Even a download that took no time was one.
+            Stage::Download => spent.download_s = spent.download_s.saturating_add(seconds.max(1)),
+            _ => spent.install_s = spent.install_s.saturating_add(seconds),
+        }
+        if self.tx.borrow().as_ref().is_none_or(|tx| tx.spent == spent) {
+            return;
+        }
+        if let Err(failure) = self.edit(|tx| tx.spent = spent) {
             eprintln!("{failure}: {}", failure.chain.join(": "));
         }
     }
@@ -557,6 +589,16 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         self.publish(Phase::WaitingToRetry, &message);
         self.after(Duration::from_secs(1), Job::Step);
     }
+}
+
+/// An attempt, and what was spent before it.
+#[derive(Clone, Copy)]
+pub(super) struct Count {
+    stage: Stage,
+    began: Instant,
+    /// When it was written last.
+    kept: Instant,
+    before: Spent,
 }
 
 /// How a download ended.

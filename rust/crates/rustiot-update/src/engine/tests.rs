@@ -1282,6 +1282,30 @@ async fn windows_bind_what_the_device_does_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn on_a_metered_link_a_large_download_waits_for_a_person_and_a_small_one_does_not() {
+    for (limit, waits) in [("99", true), ("100", false)] {
+        let w = subscribed(UpdatePolicy::Auto);
+        {
+            let mut rules = w.rules.borrow_mut();
+            rules.metered = true;
+            rules.metered_limit = limit.parse().unwrap();
+        }
+        run(&w, async |mut c| {
+            if waits {
+                let status = c.phase(Phase::Available).await;
+                assert!(status.message.contains("metered link"), "{}", status.message);
+                tokio::time::sleep(Duration::from_secs(7 * 86_400)).await;
+                assert_eq!(w.fetched.borrow().len(), 0, "fetched by itself");
+                let request = Request { id: "i".into(), ..Request::default() };
+                c.order(|reply| Command::Install(request, reply)).await.unwrap();
+            }
+            c.phase(Phase::Rebooting).await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_download_is_paused_when_its_window_closes_and_goes_on_in_the_next() {
     let w = subscribed(UpdatePolicy::Auto);
     windows(&w, &["00:00-02:00"]);
@@ -1465,6 +1489,30 @@ async fn power_cuts_in_the_new_phases_lose_nothing() {
     w.boots(Slot::A, ResetReason::Power);
     run(&w, async |mut c| drop(c.phase(Phase::Rebooting).await)).await;
     assert_eq!(*w.sources.borrow(), ["http://127.0.0.1:1/delta", "http://127.0.0.1:1/delta"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_spent_before_a_power_cut_is_counted() {
+    let w = subscribed(UpdatePolicy::Auto);
+    for (seconds, kept) in [(10, 0), (70, 7), (130, 14)] {
+        w.fetches.borrow_mut().push_back((WayKind::Delta, Get::Hangs));
+        run(&w, async |mut c| {
+            let before = c.phase(Phase::Downloading).await.transaction.unwrap().spent;
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            assert_eq!(c.status.borrow().transaction.as_ref().unwrap().spent.fetched, kept);
+            assert!(before.fetched + 7 >= kept, "counted twice");
+        })
+        .await;
+        w.boots(Slot::A, ResetReason::Power);
+        w.is_healthy();
+    }
+    run(&w, async |mut c| {
+        let spent = c.phase(Phase::Rebooting).await.transaction.unwrap().spent;
+        // Twice kept, then the download and the install that went through.
+        assert_eq!(spent.fetched, 14 + 14);
+        assert!(spent.download_s >= 120, "{spent:?}");
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
