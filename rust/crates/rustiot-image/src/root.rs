@@ -273,7 +273,9 @@ impl Inputs<'_> {
         write_json(&lib.join("release.json"), &release)?;
         let template = self.ctx.conf("rauc/system.conf.in");
         let rauc = fs::read_to_string(&template).at("read", template)?;
-        write(&tree.join("etc/rauc/system.conf"), rauc.replace("@COMPATIBLE@", &self.board.compatible))?;
+        let keyring = &self.request.keyring;
+        let keyring = fs::read(keyring).at("read", keyring)?;
+        write(&tree.join("etc/rauc/system.conf"), rauc_conf(&rauc, &self.board.compatible, &keyring))?;
         write(
             &tree.join("usr/lib/os-release"),
             format!(
@@ -544,9 +546,31 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// RAUC's configuration of an image. Whoever puts a revocation list into the keyring wants it to count; without one,
+/// RAUC would refuse everything.
+fn rauc_conf(template: &str, compatible: &str, keyring: &[u8]) -> String {
+    let conf = template.replace("@COMPATIBLE@", compatible);
+    let list = b"-----BEGIN X509 CRL-----";
+    if !keyring.windows(list.len()).any(|part| part == list) {
+        return conf;
+    }
+    conf.replace("[keyring]\n", "[keyring]\ncheck-crl=true\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_revocation_list_in_the_keyring_counts_and_none_is_not_asked_for() {
+        let template = include_str!("../../../../conf/rauc/system.conf.in");
+        let certificate = "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n";
+        let with = format!("{certificate}-----BEGIN X509 CRL-----\nx\n-----END X509 CRL-----\n");
+        let conf = |keyring: &str| rauc_conf(template, "rustiot-x", keyring.as_bytes());
+        assert!(!conf(certificate).contains("check-crl"));
+        assert!(conf(&with).contains("[keyring]\ncheck-crl=true\npath=/usr/lib/rustiot/keyring.pem"));
+        assert!(conf(&with).contains("compatible=rustiot-x\n"));
+    }
 
     #[test]
     fn a_missing_library_is_named_with_who_needs_it() {
