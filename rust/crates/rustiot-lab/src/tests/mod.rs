@@ -5,6 +5,7 @@ mod access;
 mod console;
 mod damage;
 mod firmware;
+mod hawkbit;
 mod image;
 mod liveness;
 mod ota;
@@ -17,6 +18,7 @@ mod updates;
 
 use updates::update;
 
+use crate::device::Device;
 use crate::runner::LabTest;
 
 /// Every test, in the order in which they run: the slowest first keeps both workers busy to the end. Tests that need a
@@ -29,6 +31,7 @@ pub fn all() -> Vec<LabTest> {
         damage::TESTS,
         updates::TESTS,
         ota::TESTS,
+        hawkbit::TESTS,
         owner::TESTS,
         refusals::TESTS,
         signing::TESTS,
@@ -38,6 +41,15 @@ pub fn all() -> Vec<LabTest> {
         access::TESTS,
     ]
     .concat()
+}
+
+/// Adds `text` to the device's `rustiot.toml`; it counts from now on.
+fn add_configuration(machine: &testbed::Machine, text: &str) -> anyhow::Result<()> {
+    machine.sh(&format!(
+        "mount -o remount,rw /config && cat >> /config/rustiot.toml <<'END'\n{text}END\n\
+         sync && mount -o remount,ro /config && rustiot provision apply"
+    ))?;
+    Ok(())
 }
 
 /// The tests of releases that fail their trial, one a failure class; each notes `failed_boots`, `watchdog_periods` and
@@ -76,6 +88,35 @@ mod names {
             for name in row.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() > 2) {
                 assert!(all().iter().any(|test| test.name == name), "there is no test `{name}`");
             }
+        }
+    }
+
+    /// All `.rs` files below `dir`.
+    fn sources(dir: &std::path::Path, text: &mut String) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("target") {
+                sources(&path, text);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                text.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn the_page_of_scenarios_names_tests_that_there_are() {
+        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let page = std::fs::read_to_string(here.join("../../../docs/scenarios.md")).unwrap();
+        let mut code = String::new();
+        sources(&here.join(".."), &mut code);
+        let rows = page.lines().filter(|line| line.starts_with('|'));
+        let names: Vec<&str> = rows
+            .flat_map(|row| row.split('`').skip(1).step_by(2))
+            .filter(|name| name.matches('_').count() > 2)
+            .collect();
+        assert!(names.len() > 50, "{} names", names.len());
+        for name in names {
+            assert!(code.contains(&format!("fn {name}(")), "there is no test `{name}`");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Updates over the air: the device finds a release in a repository on a plain web server and fetches the difference.
 
+use super::add_configuration;
 use crate::COMMAND;
 use crate::ctx::Ctx;
 use crate::device::{Device, HEALTHY};
@@ -41,11 +42,7 @@ const NOISY: Release =
 /// Tells the device where its releases come from; it is under way from the next question on.
 fn look_at(machine: &Machine, server: &FileServer) -> Result<()> {
     let url = server.guest_url("");
-    machine.sh(&format!(
-        "mount -o remount,rw /config && printf '[update]\nsource = \"{url}\"\npolicy = \"manual\"\n' >> \
-         /config/rustiot.toml && sync && mount -o remount,ro /config && rustiot provision apply"
-    ))?;
-    Ok(())
+    add_configuration(machine, &format!("[update]\nsource = \"{url}\"\npolicy = \"manual\"\n"))
 }
 
 /// The answer of a command in JSON.

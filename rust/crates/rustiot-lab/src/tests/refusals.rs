@@ -15,7 +15,7 @@ pub(super) const TESTS: &[LabTest] = &[
     LabTest {
         name: "refuses_bundles_that_are_damaged_or_not_ours",
         boards: &[],
-        promise: "Random bytes, truncated, altered, wrongly signed, plain-format, oversized bundles and those of another board are each refused by name; nothing is written.",
+        promise: "Random bytes, truncated, altered, wrongly signed, plain-format, oversized bundles, those of another board and those whose signer is nobody, expired or revoked are each refused by name; nothing is written.",
         tags: &[Tag::QuickOnFirst],
         run: refuses_bundles_that_are_damaged_or_not_ours,
     },
@@ -51,10 +51,18 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
     put("signature.raucb", &signature)?;
     foreign_signature(ctx, &bundle, &www.join("foreign.raucb"))?;
     let ours = &ctx.board.compatible;
-    crafted(ctx, "rustiot-toaster", "verity", 4096, &www.join("board.raucb"))?;
-    crafted(ctx, ours, "plain", 4096, &www.join("plain.raucb"))?;
+    self_signed(ctx, &bundle, &www.join("self-signed.raucb"))?;
+    std::os::unix::fs::symlink(&bundle, www.join("good.raucb")).context("cannot link a bundle")?;
+    crafted(ctx, "rustiot-toaster", "verity", 4096, "", &www.join("board.raucb"))?;
+    crafted(ctx, ours, "plain", 4096, "", &www.join("plain.raucb"))?;
+    // What RAUC has to read before it has verified anything.
+    let bloat = format!("\n[meta.bloat]\ntext={}\n", "x".repeat(200 << 10));
+    crafted(ctx, ours, "verity", 4096, &bloat, &www.join("manifest.raucb"))?;
     let room = partition_bytes(&ctx.fixtures.base(ctx.lab, ctx.board)?, "root-b")?;
-    crafted(ctx, ours, "verity", room.saturating_add(4096), &www.join("oversized.raucb"))?;
+    // All zeros: a few kilobytes that unpack to more than the partition holds.
+    crafted(ctx, ours, "verity", room.saturating_add(4096), "", &www.join("bomb.raucb"))?;
+    let bomb = std::fs::metadata(www.join("bomb.raucb")).context("no bomb")?.len();
+    ensure!(bomb < room / 100, "a bomb of {bomb} bytes is none");
     let server = FileServer::start(&www)?;
     // The last eight bytes are the length of the signature: what they are by chance decides between two.
     let no_end = ["not a complete RAUC bundle", "larger than any real one"];
@@ -64,9 +72,11 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
         ("truncated.raucb", 5, &no_end),
         ("signature.raucb", 5, &["signature"]),
         ("foreign.raucb", 5, &["signature"]),
+        ("self-signed.raucb", 5, &["signature"]),
         ("plain.raucb", 5, &["plain"]),
+        ("manifest.raucb", 5, &["larger than any real one"]),
         ("board.raucb", 3, &["rustiot-toaster"]),
-        ("oversized.raucb", 3, &["root"]),
+        ("bomb.raucb", 3, &["root"]),
         ("absent.raucb", 1, &["nothing to fetch at"]),
     ] {
         let output = machine.install(&server.guest_url(name))?;
@@ -79,14 +89,59 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
         let why = machine.sh("rustiot update why")?;
         ensure!(why.contains(name), "{name}: why says {why}");
     }
+    let refused = |words: &str| -> Result<()> {
+        let output = machine.install(&server.guest_url("good.raucb"))?;
+        let said = output.stderr.trim();
+        ensure!(output.status == 5 && said.contains(words), "not {words}: {} {said}", output.status);
+        Ok(())
+    };
+    // The good one, years after its signer's certificate has ended.
+    machine.sh("systemctl stop systemd-timesyncd; date -s '+12 years'")?;
+    let expired = refused("has expired");
+    machine.sh("date -s '-12 years'")?;
+    expired?;
+    // And with its signer on the keyring's revocation list.
+    machine.put("/run/keyring.pem", &revoking_keyring(ctx)?, crate::COMMAND)?;
+    machine.sh("sed 's/^\\[keyring\\]$/&\\ncheck-crl=true/' /etc/rauc/system.conf > /run/system.conf && \
+         mount --bind /run/system.conf /etc/rauc/system.conf && \
+         mount --bind /run/keyring.pem /usr/lib/rustiot/keyring.pem && systemctl stop rauc")?;
+    refused("revoked")?;
+    machine
+        .sh("umount /etc/rauc/system.conf && umount /usr/lib/rustiot/keyring.pem && systemctl stop rauc")?;
     ensure!(machine.sh("rustiot slots --json")? == before.1, "the slots changed");
     ensure!(machine.boot()?.boot_id == before.0.boot_id, "the device rebooted");
     Ok(())
 }
 
-/// A bundle signed by our own CA for `compatible` in `format`, with a root of `root` zero bytes.
-fn crafted(ctx: &Ctx, compatible: &str, format: &str, root: u64, to: &Path) -> Result<()> {
-    let dir = ctx.dir().join(format!("crafted-{compatible}-{format}-{root}"));
+/// A keyring with the lab's authority and its list of revoked certificates, which has the lab's signer.
+fn revoking_keyring(ctx: &Ctx) -> Result<Vec<u8>> {
+    let (keys, dir) = (ctx.lab.keys(), ctx.dir().join("crl"));
+    std::fs::create_dir_all(&dir).context("cannot make a directory")?;
+    let at = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let key = |name: &str| keys.join(name).to_string_lossy().into_owned();
+    std::fs::write(at("index"), "").context("cannot write an index")?;
+    std::fs::write(at("number"), "01\n").context("cannot write a number")?;
+    let config = format!(
+        "[ca]\ndefault_ca=ours\n[ours]\ndatabase={}\ncrlnumber={}\ndefault_md=sha256\ndefault_crl_days=30\n",
+        at("index"),
+        at("number")
+    );
+    std::fs::write(at("config"), config).context("cannot write a configuration")?;
+    let (ca, ca_key) = (key("dev-ca.cert.pem"), key("dev-ca.key.pem"));
+    let (config, list, signer) = (at("config"), at("list.pem"), key("dev-signing.cert.pem"));
+    let ours = ["ca", "-config", &config, "-cert", &ca, "-keyfile", &ca_key];
+    for more in [&["-revoke", &signer][..], &["-gencrl", "-out", &list]] {
+        ctx.lab.tools().run("openssl", &[&ours[..], more].concat())?;
+    }
+    let mut keyring = std::fs::read(&ca).context("cannot read the authority")?;
+    keyring.extend(std::fs::read(&list).context("cannot read the list")?);
+    Ok(keyring)
+}
+
+/// A bundle signed by our own CA for `compatible` in `format`, with a root of `root` zero bytes and `more` in its
+/// manifest.
+fn crafted(ctx: &Ctx, compatible: &str, format: &str, root: u64, more: &str, to: &Path) -> Result<()> {
+    let dir = ctx.dir().join(format!("crafted-{compatible}-{format}-{root}-{}", more.len()));
     let content = dir.join("content");
     std::fs::create_dir_all(&content).context("cannot make a directory")?;
     let image = std::fs::File::create(content.join("root.img")).context("cannot make an image")?;
@@ -98,7 +153,7 @@ fn crafted(ctx: &Ctx, compatible: &str, format: &str, root: u64, to: &Path) -> R
     std::fs::write(content.join("boot.img"), noise).context("cannot write an image")?;
     let manifest = format!(
         "[update]\ncompatible={compatible}\nversion=1.9.0\n\n[bundle]\nformat={format}\n\n\
-         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n"
+         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n{more}"
     );
     std::fs::write(content.join("manifest.raucm"), manifest).context("cannot write a manifest")?;
     let signer = ctx.fixtures.signer(ctx.lab)?;
@@ -125,11 +180,35 @@ fn config(dir: &Path, keyring: &str) -> Result<String> {
 fn foreign_signature(ctx: &Ctx, bundle: &Path, to: &Path) -> Result<()> {
     let dir = ctx.dir().join("foreign-ca");
     let signer = rustiot_image::keys::development(&ctx.lab.toolbox, &dir)?;
-    let (cert, key, theirs) = (signer.cert, signer.key, signer.keyring.to_string_lossy().into_owned());
+    let theirs = signer.keyring.to_string_lossy().into_owned();
+    resign(ctx, &dir, bundle, (&signer.cert, &signer.key, &theirs), to)
+}
+
+/// `bundle` signed anew by a certificate for code signing that nobody but itself has signed.
+fn self_signed(ctx: &Ctx, bundle: &Path, to: &Path) -> Result<()> {
+    let dir = ctx.dir().join("self-signed");
+    std::fs::create_dir_all(&dir).context("cannot make a directory")?;
+    let at = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let (cert, key) = (at("cert.pem"), at("key.pem"));
+    let make = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let what = ["-subj", "/CN=nobody", "-days", "30", "-addext", "extendedKeyUsage=critical,codeSigning"];
+    let files = ["-addext", "keyUsage=critical,digitalSignature", "-keyout", &key, "-out", &cert];
+    ctx.lab.tools().run("openssl", &[&make[..], &what, &files].concat())?;
+    resign(ctx, &dir, bundle, (&cert, &key, &cert), to)
+}
+
+/// `bundle` signed anew with a certificate, its key, and the keyring that trusts it.
+fn resign(
+    ctx: &Ctx,
+    dir: &Path,
+    bundle: &Path,
+    (cert, key, theirs): (&str, &str, &str),
+    to: &Path,
+) -> Result<()> {
     let ours = ctx.fixtures.signer(ctx.lab)?.keyring;
     let (from, to, ours) = (bundle.to_string_lossy(), to.to_string_lossy(), ours.to_string_lossy());
-    let keys = ["--cert", &cert, "--key", &key, "--keyring", &ours, "--signing-keyring", &theirs];
-    let config = config(&dir, &ours)?;
+    let keys = ["--cert", cert, "--key", key, "--keyring", &ours, "--signing-keyring", theirs];
+    let config = config(dir, &ours)?;
     let args = [&["resign", "--conf", &config], &keys[..], &[&from, &to]].concat();
     ctx.lab.tools().run("rauc", &args)?;
     Ok(())

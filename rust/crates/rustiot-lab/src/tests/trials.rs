@@ -112,7 +112,7 @@ const NEVER_UP: Release = Release {
     ..Release::new("never-up", "1.2.3")
 };
 
-const BROKEN_SERVICE: Release = Release {
+pub(super) const BROKEN_SERVICE: Release = Release {
     files: &[
         File::Text(
             "usr/lib/systemd/system/ssh.service.d/broken.conf",
@@ -241,7 +241,7 @@ impl Trial {
 }
 
 /// Gives `key` of `[health]` another value in the configuration of `machine`. It counts from the next boot on.
-fn set_health(machine: &Machine, key: &str, value: &str) -> Result<()> {
+pub(super) fn set_health(machine: &Machine, key: &str, value: &str) -> Result<()> {
     machine.sh(&format!(
         "mount -o remount,rw /config && sed -i 's/^{key} = .*/{key} = \"{value}\"/' /config/rustiot.toml && \
          grep -q '^{key} = \"{value}\"' /config/rustiot.toml && mount -o remount,ro /config"
