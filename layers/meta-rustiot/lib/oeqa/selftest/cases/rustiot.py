@@ -41,6 +41,28 @@ class RustiotLayer(OESelftestTestCase):
             count = sum(line.startswith("source = ") for line in file)
         self.assertEqual(sum(uri.startswith("crate://") for uri in uris), count)
 
+    def test_a_lock_file_that_cannot_be_right_says_what_to_do(self):
+        """A member of the workspace that it does not know; a crate that comes from elsewhere; none at all."""
+        head = "version = 4\n"
+        serde = (
+            '[[package]]\nname = "serde"\nversion = "1.0.0"\nsource = "registry+https://example.org/index"\n'
+            'checksum = "%s"\n' % ("0" * 64)
+        )
+        member = '[[package]]\nname = "rustiot-device"\nversion = "0.1.0"\n'
+        foreign = member + serde.replace("registry+", "git+")
+        for text, wanted in ((serde, "run: cargo check"), (foreign, "only crates of the registry"), (None, "cannot read")):
+            path = os.path.join(self.builddir, "stale-Cargo.lock")
+            if text is None:
+                os.unlink(path)
+            else:
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(head + text)
+            self.refused('RUSTIOT_CARGO_LOCK:forcevariable = "%s"' % path, "rustiot-device", wanted)
+
+    def test_the_loader_is_the_board_files(self):
+        """A MACHINE whose settings contradict its board file builds no image."""
+        self.refused('RUSTIOT_LOADER:forcevariable = "tryboot"', "rustiot-image", "make them agree")
+
     def test_the_bundle_has_both_images_in_format_verity(self):
         """What the update service accepts (docs/contracts/rauc.md)."""
         names = ["RAUC_BUNDLE_FORMAT", "RAUC_BUNDLE_SLOTS", "RAUC_BUNDLE_COMPATIBLE", "RUSTIOT_BOARD"]
