@@ -19,7 +19,8 @@ CASES = os.path.join(HERE, "../lib/oeqa/runtime/cases")
 MODULES = sorted(name[:-3] for name in os.listdir(CASES) if name.endswith(".py"))
 RELEASE = {"version": "1.2.0", "build_epoch": 1700000000}
 MACHINE_ID = "0123456789abcdef0123456789abcdef"
-BOOT = {"slot": "a", "boot_id": "b1", "kind": "normal", "state": "mounted", "data": "mounted", "root_hash": "ab" * 32}
+BOOT = {"slot": "a", "boot_id": "b1", "kind": "normal", "boot_number": 2, "state": "mounted", "data": "mounted",
+        "root_hash": "ab" * 32}
 BOOTS = [{"number": 1, "boot_id": "b1", "slot": "a", "reset": "unknown", "healthy": True, "pstore_tail": []}]
 SLOTS = {
     "running": "a", "complaints": [], "boots": BOOTS,
@@ -51,7 +52,8 @@ UDP = """  sl  local_address rem_address   st
 """
 MOUNTS = {"/": "/dev/dm-0 / erofs ro 0 0", "/state": "/dev/vda7 /state ext4 rw 0 0", "/data": "/dev/vda8 /data ext4 rw 0 0",
           "/var": "tmpfs /var tmpfs rw 0 0"}
-ERROR = {"error": {"kind": "download", "message": "cannot be reached", "chain": [], "hint": "check the network"}}
+ENDED = {"phase": "idle", "ended": {"result": "failed", "spent": {"written": 0},
+                                    "why": {"kind": "unreachable", "message": "cannot be reached", "hint": "check the network"}}}
 # Which command gets which answer: pattern, status, output. The first that fits counts.
 DEVICE = (
     (r"systemd-run .* call ", 1, "Call failed: Access denied"),
@@ -73,7 +75,7 @@ DEVICE = (
     (r"rustiot health --json", 0, json.dumps(HEALTH)),
     (r"rustiot provision status --json", 0, json.dumps(PROVISION)),
     (r"rustiot update status --json", 0, json.dumps({"phase": "idle"})),
-    (r"rustiot update install", 1, json.dumps(ERROR)),
+    (r"rustiot update install", 1, json.dumps(ENDED)),
     (r"rauc status", 0, "RAUC_SYSTEM_COMPATIBLE=rustiot-x root.0 boot.0 root.1 boot.1"),
     (r"rauc-backend set-state", 3, "refused"),
     (r"cat /proc/net/tcp$", 0, TCP),
@@ -191,6 +193,11 @@ WRONG = {
     "test_a_bundle_that_cannot_be_had_is_refused_with_a_remedy": (r"update install", 0, ""),
     "test_a_panic_is_survived_and_told": None,
 }
+ALSO_WRONG = (
+    ("test_the_slot_is_known", (r"boot\.json", 0, with_(BOOT, state="unmountable"))),
+    ("test_a_bundle_that_cannot_be_had_is_refused_with_a_remedy", (
+        r"update install", 1, with_(ENDED, ended=dict(ENDED["ended"], why={"message": "no", "hint": ""})))),
+)
 
 
 class Cases(unittest.TestCase):
@@ -203,6 +210,14 @@ class Cases(unittest.TestCase):
         for name, kind, method in tests():
             if WRONG[method]:
                 self.assertNotEqual(run(kind, method, [WRONG[method]]), [], name)
+            for other, wrong in ALSO_WRONG:
+                if other == method:
+                    self.assertNotEqual(run(kind, method, [wrong]), [], name)
+
+    def test_the_first_boot_may_find_nothing_to_mount(self):
+        first = (r"boot\.json", 0, with_(BOOT, boot_number=1, state="unmountable", data="unmountable"))
+        kind = FOUND["rustiot_boot"].RustiotBootTest
+        self.assertEqual(run(kind, "test_the_slot_is_known", [first]), [])
 
     def test_a_reset_that_is_not_told_or_does_not_end_is_noticed(self):
         reset = FOUND["rustiot_reset"]

@@ -67,6 +67,7 @@ class RustiotStatusTest(OERuntimeTestCase):
         """An error names what to do, and nothing is under way afterwards."""
         status, output = self.target.run("rustiot update install --json http://127.0.0.1:9/none.raucb 2>/dev/null")
         self.assertEqual(status, 1, output)
-        error = json.loads(output)["error"]
-        self.assertTrue(error["message"] and error["hint"], output)
+        ended = json.loads(output)["ended"]
+        self.assertEqual((ended["result"], ended["spent"]["written"]), ("failed", 0), output)
+        self.assertTrue(ended["why"]["message"] and ended["why"]["hint"], output)
         self.assertEqual(self.json("rustiot update status --json")["phase"], "idle")
