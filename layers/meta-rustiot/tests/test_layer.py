@@ -5,6 +5,8 @@
 #
 """What must agree: boards, kas files, machine settings, documentation, and what the lab image does with the same files."""
 
+import importlib.machinery
+import importlib.util
 import os
 import re
 import sys
@@ -219,6 +221,44 @@ class Layer(unittest.TestCase):
     def test_no_recipe_bears_the_name_of_the_override(self):
         # `FILES:rustiot` would be a variable of the distribution, not of the package.
         self.assertEqual([p for p, _ in sources(".bb") if os.path.basename(p).split("_")[0] == "rustiot.bb"], [])
+
+class TheTableOfVerifiedBoards(unittest.TestCase):
+    """`scripts/verify-yocto --write` adds what passed and forgets nothing else."""
+
+    def setUp(self):
+        path = os.path.join(REPO, "scripts/verify-yocto")
+        loader = importlib.machinery.SourceFileLoader("verify_yocto", path)
+        self.script = importlib.util.module_from_spec(importlib.util.spec_from_loader("verify_yocto", loader))
+        loader.exec_module(self.script)
+        self.before = "Text.\n\n%s\n\n| board | MACHINE |\n|---|---|\n| `gone` | x |\n| `old` | m |\n" % self.script.MARK
+        self.row = ("`new`", "machine", "uefi", "linux bzImage", 973, "0, 0", "3748 (graph)")
+
+    def test_rows_of_boards_that_were_not_run_stay_and_those_of_boards_that_are_gone_go(self):
+        text = self.script.write(self.before, [self.row], ["new", "old"])
+        self.assertTrue(text.startswith("Text.\n"))
+        self.assertIn("| `old` | m |", text)
+        self.assertIn("| `new` | machine | uefi | linux bzImage | 973 | 0, 0 | 3748 (graph) |", text)
+        self.assertNotIn("gone", text)
+
+    def test_writing_twice_changes_nothing(self):
+        once = self.script.write(self.before, [self.row], ["new", "old"])
+        self.assertEqual(self.script.write(once, [self.row], ["new", "old"]), once)
+
+    def test_a_later_run_replaces_the_row(self):
+        once = self.script.write(self.before, [self.row], ["new"])
+        again = self.script.write(once, [self.row[:4] + (980, "0, 0", "3750 (graph)")], ["new"])
+        self.assertIn("| 980 |", again)
+        self.assertNotIn("| 973 |", again)
+
+    def test_layers_stand_below_with_the_commits_of_the_lock_files(self):
+        text = self.script.write(self.before, [], [])
+        for name_and_commit in self.script.layers():
+            self.assertIn("| %s | `%s` |" % name_and_commit, text)
+        self.assertIn("openembedded-core", dict(self.script.layers()))
+
+    def test_a_page_without_the_mark_is_not_touched(self):
+        with self.assertRaises(self.script.Failed):
+            self.script.write("no table here", [self.row], ["new"])
 
 
 if __name__ == "__main__":
