@@ -9,7 +9,7 @@ inherit rustiot_workspace
 RUSTIOT_BUDGETS = "${bindir}/rustiot:device_binary"
 
 # The services are links: what the binary is called is what it does (docs/map.md).
-RUSTIOT_SERVICES = "rustiot-provision rustiot-watchdog rustiot-health rustiot-update rauc-backend"
+RUSTIOT_SERVICES = "rustiot-provision rustiot-watchdog rustiot-health rustiot-update rustiot-media rauc-backend"
 
 do_install:append () {
     install -d ${D}${nonarch_libdir}/rustiot

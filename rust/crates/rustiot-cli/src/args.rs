@@ -100,6 +100,20 @@ pub enum Command {
         rustiot publish release.raucb --repo repo --notes NEWS --keyring ca.pem\n\n\
         A second run changes nothing, a run that was cut short is finished by the next.")]
     Publish(crate::repo::Publish),
+    /// Update one device over ssh, from this machine
+    #[command(
+        name = "push-os",
+        after_help = "Examples:\n  rustiot push-os root@192.0.2.7                         the newest release of ./repo\n  \
+        rustiot push-os root@gateway.local 1.2.0 --repo repo\n  \
+        rustiot push-os root@gateway.local build/rustiot-qemux86-64-1.2.0.raucb --json\n  \
+        rustiot push-os ssh://root@127.0.0.1:2222 --ssh-option IdentityFile=key\n\n\
+        Only ssh must reach the device; it fetches through that connection, the difference to what it runs if the \
+        repository has it, and checks as always. A run that was cut short is taken up by the next; `rustiot update \
+        cancel` on the device takes it back.\n\n\
+        Exit codes: 0 committed (or waiting as asked by --hold), 1 failed or fell back, 2 wrong request, 3 refused \
+        by the device, 4 busy, 5 not to be trusted"
+    )]
+    PushOs(PushOs),
     /// Show who gets a release when; set waves, pause, halt, resume
     #[command(after_help = "Examples:\n  rustiot rollout --repo repo\n  \
         rustiot rollout set 1.2.0 canary:100%,5%+1d,50%+2d,100%+3d --repo repo\n  \
@@ -125,6 +139,42 @@ pub struct BoardArg {
     /// The board: a file in conf/boards
     #[arg(long, default_value = "qemux86-64")]
     pub board: String,
+}
+
+/// `rustiot push-os`
+#[derive(Debug, Args)]
+pub struct PushOs {
+    /// The device, as ssh knows it: [user@]host, ssh://user@host:port, or a name of ~/.ssh/config
+    pub device: String,
+    /// A signed bundle, or a version of the repository [default: the newest one]
+    #[arg(value_name = "BUNDLE|RELEASE")]
+    pub what: Option<String>,
+    /// The repository: a publisher's directory, or a copy of its public/
+    #[arg(long, value_name = "DIR", default_value = "repo")]
+    pub repo: PathBuf,
+    /// Stop before the release is activated, or before the restart
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub hold: Option<PushHold>,
+    /// Install even what failed on the device before, or runs there already
+    #[arg(long)]
+    pub force: bool,
+    /// How long to wait for the outcome, minutes
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=10_080))]
+    pub timeout: u64,
+    /// An option for ssh, as behind its -o; may be repeated
+    #[arg(long, value_name = "OPTION")]
+    pub ssh_option: Vec<String>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// Where a pushed release waits.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum PushHold {
+    /// Installed, not activated
+    Activate,
+    /// Activated, not restarted
+    Reboot,
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ mod fail;
 mod flash;
 mod machines;
 mod power_cut;
+mod push_os;
 mod repo;
 mod run;
 mod serve;
@@ -60,6 +61,7 @@ fn dispatch(command: Command) -> Done {
         }
         Command::Repo(command) => repo::repo(command),
         Command::Publish(args) => repo::publish(&context()?, &args),
+        Command::PushOs(args) => push_os::run(&args),
         Command::Rollout(args) => repo::rollout(&args),
         Command::Demo(board) => demo::run(&context()?, &board.board),
     }

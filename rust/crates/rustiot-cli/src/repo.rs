@@ -313,14 +313,12 @@ pub fn publish(context: &Context, args: &Publish) -> Done {
         )
     })?;
     let tool = BundleTools { toolbox, keyring };
-    let last = std::sync::Mutex::new(String::new());
+    let last = std::sync::Mutex::new((String::new(), 0));
     let progress = |what: &str, share: f32| {
-        let line = format!("  … {what}: {:.0} %", (share * 10.0).floor() * 10.0);
         if let Ok(mut last) = last.lock()
-            && *last != line
+            && let Some(line) = forward(&mut last, what, share)
         {
             eprintln!("{line}");
-            *last = line;
         }
     };
     let (published, signing) = repository
@@ -339,6 +337,19 @@ pub fn publish(context: &Context, args: &Publish) -> Done {
         }
     }
     told(&signing, false)
+}
+
+/// The line for a step, if it is further than the last one. Several threads work and tell in any order: what is behind
+/// is not told.
+fn forward(last: &mut (String, u32), what: &str, share: f32) -> Option<String> {
+    // A share of 0 to 1 in tenths.
+    let tenths = (1..=10).filter(|tenth| share * 10.0 >= *tenth as f32).count();
+    let tenths = u32::try_from(tenths).unwrap_or(10);
+    if last.0 == what && tenths <= last.1 {
+        return None;
+    }
+    *last = (what.to_owned(), tenths);
+    Some(format!("  … {what}: {} %", tenths.saturating_mul(10)))
 }
 
 /// `rustiot rollout`.
@@ -452,6 +463,16 @@ mod tests {
         rollout(&none).unwrap();
         let role = Repo::Rotate { role: "king".into(), add: vec![], remove: vec![], place: place() };
         assert_eq!(repo(role).unwrap_err().why(), Why::Usage);
+    }
+
+    #[test]
+    fn progress_never_goes_back_within_a_step() {
+        let mut last = Default::default();
+        let mut told = |what, share| forward(&mut last, what, share);
+        let shares = [0.0, 0.31, 0.25, 0.39, 0.4, 0.1, 1.0, 0.95];
+        let lines: Vec<String> = shares.iter().filter_map(|share| told("a", *share)).collect();
+        assert_eq!(lines, ["  … a: 0 %", "  … a: 30 %", "  … a: 40 %", "  … a: 100 %"]);
+        assert_eq!(told("b", 0.0).as_deref(), Some("  … b: 0 %"), "another step begins anew");
     }
 
     #[test]

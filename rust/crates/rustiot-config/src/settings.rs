@@ -199,6 +199,8 @@ pub struct UpdateSettings {
     pub max_deferral: Duration,
     /// Most room on the data partition for downloads. What does not fit goes straight to the other slot; 0: all of it.
     pub cache: Size,
+    /// Look for releases on USB media that are plugged in (directory `rustiot-repository`), under the same policy.
+    pub media: bool,
     /// Labels of this device, which roll-outs can name.
     pub labels: Vec<Label>,
     /// Where the outcome of each update is posted (JSON over HTTPS).
@@ -222,6 +224,7 @@ impl Default for UpdateSettings {
             metered_limit: Size::mib(20),
             max_deferral: Duration::secs(86_400),
             cache: Size::mib(512),
+            media: true,
             labels: Vec::new(),
             report_url: None,
             hawkbit: HawkbitSettings::default(),

@@ -94,7 +94,8 @@ pub enum Update {
         rustiot update install                                  what is available in the repository\n  \
         rustiot update install /media/stick/repository          a repository in a directory\n  \
         rustiot update install /data/os-2.0.0.raucb\n  \
-        rustiot update install https://host/os-2.0.0.raucb --hold reboot\n\n\
+        rustiot update install https://host/os-2.0.0.raucb --hold reboot\n  \
+        rustiot update install https://host/updates/ --repository --release 2.0.0\n\n\
         The install goes on when this command is interrupted; `rustiot update cancel` takes it back.")]
     Install(Install),
     /// What the update service is doing.
@@ -174,6 +175,12 @@ pub struct Install {
     /// Stop before activating the release, or before the restart.
     #[arg(long, value_enum, value_name = "WHERE")]
     pub hold: Option<HoldAt>,
+    /// The URL is that of a repository (metadata/, targets/), not of a bundle.
+    #[arg(long, requires = "source")]
+    pub repository: bool,
+    /// This release of the repository, instead of the newest.
+    #[arg(long, value_name = "VERSION")]
+    pub release: Option<String>,
     /// Install even what failed here before, or runs already.
     #[arg(long)]
     pub force: bool,
@@ -274,6 +281,7 @@ pub enum Daemon {
     Watchdog,
     Health,
     Update,
+    Media,
     RaucBackend,
 }
 
@@ -287,6 +295,7 @@ impl FromStr for Daemon {
             "rustiot-watchdog" => Ok(Self::Watchdog),
             "rustiot-health" => Ok(Self::Health),
             "rustiot-update" => Ok(Self::Update),
+            "rustiot-media" => Ok(Self::Media),
             "rauc-backend" => Ok(Self::RaucBackend),
             _ => Err(()),
         }
@@ -331,6 +340,7 @@ mod tests {
     #[test]
     fn a_programs_name_says_what_runs() {
         assert_eq!("rauc-backend".parse(), Ok(Daemon::RaucBackend));
+        assert_eq!("rustiot-media".parse(), Ok(Daemon::Media));
         assert_eq!("rustiot-update".parse(), Ok(Daemon::Update));
         assert_eq!("rustiot".parse::<Daemon>(), Err(()));
         assert_eq!("".parse::<Daemon>(), Err(()));

@@ -76,6 +76,12 @@ impl Client {
         if let Some(hold) = install.hold {
             options.insert("hold", Value::from(hold.as_str()));
         }
+        if install.repository {
+            options.insert("repository", Value::from(true));
+        }
+        if let Some(release) = &install.release {
+            options.insert("version", Value::from(release.as_str()));
+        }
         if install.force {
             options.insert("force", Value::from(true));
         }
@@ -341,10 +347,19 @@ mod tests {
     #[tokio::test]
     async fn options_are_sent_only_when_given() {
         let (client, _keep) = client(Fake { phases: phases(&["idle"]), ..Fake::default() }).await;
-        let mut install = Install { source: Some("/x".into()), hold: None, force: false, no_wait: true };
+        let mut install = Install {
+            source: Some("/x".into()),
+            hold: None,
+            repository: false,
+            release: None,
+            force: false,
+            no_wait: true,
+        };
         assert_eq!(client.install(&install).await.unwrap(), "/x ");
         (install.hold, install.force) = (Some(crate::args::HoldAt::Reboot), true);
         assert_eq!(client.install(&install).await.unwrap(), "/x force,hold");
+        (install.repository, install.release) = (true, Some("1.0.0".into()));
+        assert_eq!(client.install(&install).await.unwrap(), "/x force,hold,repository,version");
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,6 +41,7 @@ pub fn daemon(daemon: Daemon, arguments: Vec<String>) -> ExitCode {
                 1
             }
         },
+        Daemon::Media => rustiot_media::main(&arguments),
         Daemon::RaucBackend => match rustiot_update::loader() {
             Ok(loader) => {
                 rustiot_slots::rauc_backend::main(&arguments, rustiot_slots::Paths::default(), loader.open())

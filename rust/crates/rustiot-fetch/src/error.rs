@@ -43,6 +43,15 @@ pub enum Failure {
         #[source]
         source: Arc<std::io::Error>,
     },
+    /// A file of this machine cannot be read: it is not there, or its medium is gone.
+    #[error("cannot read {path}")]
+    Local {
+        /// The path.
+        path: String,
+        /// Why.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
     /// The delta is of no use: damaged, or not made for this.
     #[error("the delta cannot be used")]
     Delta(#[source] Arc<rustiot_delta::Error>),

@@ -1,4 +1,5 @@
-//! A file on servers as something to read from: what is missing is fetched, for as long as it takes.
+//! A file on servers as something to read from: what is missing is fetched, for as long as it takes. A file of this
+//! machine (a `file:` address) is read where it is: nothing of it is copied, and what cannot be read is no outage.
 //!
 //! One transfer at a time. Whoever wants bytes says so and waits; wants that lie close together become one request,
 //! and reading on ahead is cheap. Failures that may heal are waited out without limit; only what cannot heal reaches
@@ -62,7 +63,45 @@ pub(crate) struct Remote {
     pub sha256: Option<[u8; 32]>,
 }
 
-/// A file on servers. All clones are the same.
+/// How much of a file of this machine is read at once.
+const LOCAL_BLOCK: usize = 256 << 10;
+
+/// A file of this machine in the place of one on servers.
+#[derive(Debug)]
+struct Local {
+    path: String,
+    file: std::fs::File,
+    len: u64,
+}
+
+impl Local {
+    /// Opens the file at a `file:` address; it must have the length that is told. Blocks.
+    fn open(url: &Url, len: Option<u64>) -> Result<Local, Failure> {
+        let failed = |path: &str| {
+            let path = path.to_owned();
+            move |source| Failure::Local { path, source: Arc::new(source) }
+        };
+        let path = url.to_file_path().map_err(|()| failed(url.path())(io::ErrorKind::InvalidInput.into()))?;
+        let name = path.display().to_string();
+        let file = std::fs::File::open(&path).map_err(failed(&name))?;
+        let meta = file.metadata().map_err(failed(&name))?;
+        if !meta.is_file() {
+            return Err(failed(&name)(io::ErrorKind::InvalidInput.into()));
+        }
+        if len.is_some_and(|len| len != meta.len()) {
+            return Err(Failure::Corrupt);
+        }
+        Ok(Local { path: name, file, len: meta.len() })
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
+        use std::os::unix::fs::FileExt;
+        let read = self.file.read_exact_at(buf, offset);
+        read.map_err(|source| Failure::Local { path: self.path.clone(), source: Arc::new(source) })
+    }
+}
+
+/// A file on servers, or of this machine. All clones are the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Store(Arc<Shared>);
 
@@ -70,6 +109,8 @@ pub(crate) struct Store(Arc<Shared>);
 struct Shared {
     http: Http,
     remote: Remote,
+    /// The file itself, where it lies on this machine: nothing is fetched or kept then.
+    local: Option<Local>,
     cache_dir: PathBuf,
     cache_limit: u64,
     inner: Mutex<Inner>,
@@ -153,8 +194,17 @@ impl Store {
             return Err(Failure::NoAddress);
         }
         let cache_limit = control.borrow().limits.cache;
+        let local = match remote.urls.first().filter(|url| url.scheme() == "file").cloned() {
+            Some(url) => {
+                let len = remote.len;
+                Some(tokio::task::spawn_blocking(move || Local::open(&url, len)).await.map_err(gone)??)
+            }
+            None => None,
+        };
+        let here = local.as_ref().map(|local| local.len);
         let store = Store(Arc::new(Shared {
             http,
+            local,
             cache_dir: cache_dir.to_owned(),
             cache_limit,
             inner: Mutex::new(Inner {
@@ -167,6 +217,11 @@ impl Store {
             control,
             progress,
         }));
+        if let Some(len) = here {
+            lock(&store.0.inner).len = Some(len);
+            store.0.progress.send_modify(|progress| (progress.total, progress.have) = (len, len));
+            return Ok(store);
+        }
         if let Some(len) = store.0.remote.len {
             begin(&store.0, len, None).await?;
         }
@@ -205,7 +260,8 @@ impl Store {
                 if let Some(failure) = &inner.failure {
                     return Err(failure.clone());
                 }
-                if inner.len.is_some() && inner.missing(range.clone()).is_none() {
+                let here = self.0.local.is_some() || inner.missing(range.clone()).is_none();
+                if inner.len.is_some() && here {
                     return Ok(());
                 }
             }
@@ -218,6 +274,9 @@ impl Store {
 
     /// Says what will be wanted soon, and waits until it is here, as far as it can be kept.
     pub async fn prefetch(&self, ranges: &[Range<u64>]) -> Result<(), Failure> {
+        if self.0.local.is_some() {
+            return self.failure().map_or(Ok(()), Err);
+        }
         let room = if self.cached() { u64::MAX } else { AHEAD_WINDOW };
         let mut sum = 0u64;
         let wants: Vec<_> = ranges
@@ -248,6 +307,17 @@ impl Store {
                 return Err(failure.clone());
             }
             inner.handed_out = true;
+            if let Some(local) = &self.0.local {
+                drop(inner);
+                return match local.read(offset, buf) {
+                    Ok(()) => Ok(true),
+                    Err(failure) => {
+                        // The decoder hands on an error of its own; whoever asks why finds this one.
+                        self.fail(failure.clone());
+                        Err(failure)
+                    }
+                };
+            }
             match &inner.cache {
                 None => return Ok(inner.window.read(offset, buf)),
                 Some(_) if !inner.have.contains(&(offset..end)) => return Ok(false),
@@ -288,6 +358,10 @@ impl Store {
 
     /// Fetches the whole file into the cache and compares its SHA-256, where one is known.
     pub async fn download(&self) -> Result<(), Failure> {
+        if self.0.local.is_some() {
+            let store = self.clone();
+            return tokio::task::spawn_blocking(move || store.compare()).await.map_err(gone)?;
+        }
         let _whole = Whole::new(&self.0);
         let mut len = self.len().await?;
         let mut corrupt = 0;
@@ -327,6 +401,35 @@ impl Store {
             }
             discard(&self.0, &cache).await?;
         }
+    }
+
+    /// Reads the whole file of this machine and compares its SHA-256, where one is known. Blocks.
+    fn compare(&self) -> Result<(), Failure> {
+        use sha2::{Digest, Sha256};
+        let (Some(local), Some(sha256)) = (&self.0.local, self.0.remote.sha256) else { return Ok(()) };
+        if lock(&self.0.inner).verified {
+            return Ok(());
+        }
+        let (mut at, mut hash, mut buf) = (0, Sha256::new(), vec![0; LOCAL_BLOCK]);
+        while at < local.len {
+            if let Some(failure) = self.failure() {
+                return Err(failure);
+            }
+            let left = usize::try_from(local.len.saturating_sub(at)).unwrap_or(usize::MAX);
+            let count = buf.len().min(left);
+            let block = buf.get_mut(..count).unwrap_or_default();
+            local.read(at, block).inspect_err(|failure| self.fail(failure.clone()))?;
+            hash.update(&*block);
+            at = at.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+            // It was on this machine, as what an earlier run left in a cache.
+            self.0.progress.send_modify(|progress| progress.cached = at);
+        }
+        if hash.finalize().as_slice() != sha256 {
+            self.fail(Failure::Corrupt);
+            return Err(Failure::Corrupt);
+        }
+        lock(&self.0.inner).verified = true;
+        Ok(())
     }
 
     /// Ends everything, for good; the first failure counts.

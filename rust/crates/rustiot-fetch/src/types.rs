@@ -11,7 +11,7 @@ use tokio::time::Instant;
 /// A file on servers, known by contents.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RemoteFile {
-    /// Where it is; the first is tried first.
+    /// Where it is; the first is tried first. A `file:` address stands alone: the file is read where it lies.
     pub urls: Vec<Url>,
     /// Its length, bytes.
     pub len: u64,
@@ -95,7 +95,7 @@ pub struct Progress {
     pub state: State,
     /// Length of the file on the servers; 0 while unknown.
     pub total: u64,
-    /// Found in the cache when the job started.
+    /// Found in the cache when the job started. Of a file of this machine: what has been compared with its hash.
     pub cached: u64,
     /// Came from the servers, thrown away or not.
     pub fetched: u64,

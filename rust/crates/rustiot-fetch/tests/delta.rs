@@ -162,3 +162,38 @@ async fn a_damaged_delta_ends_the_job_with_its_type() {
     let handle = begin(&release, &server, BIG).await;
     assert!(matches!(handle.download().await, Err(Failure::Corrupt)));
 }
+
+#[tokio::test]
+async fn a_delta_of_this_machine_is_read_where_it_is_and_its_loss_is_told_at_once() {
+    let release = Release::new(false);
+    let file = release.dir.path().join("x.rdelta");
+    put(&file, &release.delta);
+    let way = |len: u64| {
+        let url = rustiot_http::Url::from_file_path(&file).unwrap();
+        let file = RemoteFile { urls: vec![url], len, sha256: Sha256::digest(&release.delta).into() };
+        Way::Delta { file, sources: vec![("root".into(), release.partition.clone())] }
+    };
+    let len = release.delta.len() as u64;
+    let start = |way| async { Proxy::start(way, limits(0), &release.cache(), patient()).await };
+    let handle = start(way(len)).await.unwrap();
+    handle.download().await.unwrap();
+    assert_eq!(install(&handle, release.len()).await, release.bundle);
+    let progress = handle.progress().borrow().clone();
+    assert_eq!((progress.fetched, progress.cached, progress.total), (0, len, len));
+    assert!(!release.cache().exists(), "nothing of it is kept");
+    drop(handle);
+
+    assert!(
+        matches!(start(way(len + 1)).await, Err(Failure::Corrupt)),
+        "another length is told at the start"
+    );
+    let handle = start(way(len)).await.unwrap();
+    std::fs::File::options().write(true).open(&file).unwrap().set_len(len / 2).unwrap();
+    match handle.download().await {
+        Err(Failure::Local { path, .. }) => assert_eq!(path, file.display().to_string()),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(handle.prepare().await, Err(Failure::Local { .. })), "and stays the reason");
+    std::fs::remove_file(&file).unwrap();
+    assert!(matches!(start(way(len)).await, Err(Failure::Local { .. })));
+}

@@ -253,9 +253,14 @@ impl Inputs<'_> {
             fs::set_permissions(to, fs::Permissions::from_mode(mode)).at("set the mode of", to)
         };
         copy(&self.programs.device, &tree.join("usr/bin/rustiot"), 0o755)?;
-        for name in
-            ["rustiot-provision", "rustiot-watchdog", "rustiot-health", "rustiot-update", "rauc-backend"]
-        {
+        for name in [
+            "rustiot-provision",
+            "rustiot-watchdog",
+            "rustiot-health",
+            "rustiot-update",
+            "rustiot-media",
+            "rauc-backend",
+        ] {
             relink(&lib.join(name), "../../bin/rustiot")?;
         }
         copy(&self.board_file(), &lib.join("board.toml"), 0o644)?;

@@ -157,9 +157,19 @@ fn request(source: &str, options: &HashMap<String, OwnedValue>) -> Result<Reques
                 let text = text.ok_or_else(|| usage("option `sha256` is a text of 64 hexadecimal digits"))?;
                 request.file.sha256 = Some(text.to_ascii_lowercase());
             }
+            "repository" => {
+                request.repository =
+                    bool::try_from(value).map_err(|_| usage("option `repository` is a boolean"))?;
+            }
+            "version" => {
+                let text = <&str>::try_from(value).ok().filter(|text| semver::Version::parse(text).is_ok());
+                let text = text.ok_or_else(|| usage("option `version` is a semantic version, as 1.2.3"))?;
+                request.version = Some(text.to_owned());
+            }
             other => {
                 return Err(Error::Usage(format!(
-                    "unknown option {other:?}: there are `hold`, `force`, `by`, `size` and `sha256`"
+                    "unknown option {other:?}: there are `hold`, `force`, `by`, `size`, `sha256`, `repository` \
+                     and `version`"
                 )));
             }
         }
@@ -187,6 +197,12 @@ impl Update {
         // When it has no room for the question, it is about to be asked anyway.
         drop(self.hawkbit.try_send(Ask::Poll));
         self.order(Command::Check).await.map(|check| json(&check))
+    }
+
+    /// A medium with a repository has been mounted, or is gone; what a look at it found, as JSON.
+    #[zbus(out_args("check"))]
+    async fn medium(&self, directory: String, present: bool) -> Result<String, Error> {
+        self.order(|reply| Command::Medium(directory, present, reply)).await.map(|check| json(&check))
     }
 
     /// Downloads what is available and holds it before the install; returns the transaction's id at once.
@@ -250,6 +266,12 @@ impl Update {
     #[zbus(property)]
     fn message(&self) -> String {
         self.status.borrow().message.clone()
+    }
+
+    /// The directory of the medium that is needed, because what is on offer or being installed lies on it; or empty.
+    #[zbus(property)]
+    fn needs_medium(&self) -> String {
+        self.status.borrow().medium.clone()
     }
 
     /// What is or would be installed and how, as JSON; empty when there is nothing.
@@ -337,6 +359,9 @@ pub(crate) async fn announce(
             update.plan_changed(emitter).await?;
             update.available_changed(emitter).await?;
         }
+        if new.medium != old.medium {
+            update.needs_medium_changed(emitter).await?;
+        }
         if new.check != old.check {
             update.last_check_changed(emitter).await?;
         }
@@ -386,6 +411,8 @@ pub trait Update1 {
     /// See the contract.
     fn check(&self) -> Result<String, Error>;
     /// See the contract.
+    fn medium(&self, directory: &str, present: bool) -> Result<String, Error>;
+    /// See the contract.
     fn download(&self) -> Result<String, Error>;
     /// See the contract.
     fn set_hold(&self, stage: &str) -> Result<(), Error>;
@@ -407,6 +434,9 @@ pub trait Update1 {
     /// See the contract.
     #[zbus(property)]
     fn message(&self) -> zbus::Result<String>;
+    /// See the contract.
+    #[zbus(property)]
+    fn needs_medium(&self) -> zbus::Result<String>;
     /// See the contract.
     #[zbus(property)]
     fn plan(&self) -> zbus::Result<String>;

@@ -20,7 +20,7 @@ use crate::bundle::{self, Device};
 use crate::failure::{Failure, Kind, is_remote, refine};
 use crate::gate::{self, Conditions, Gate};
 use crate::plan::{Plan, WayKind};
-use crate::ports::{Disk, Fetcher, Installer, Ledger, Machine, Order, Repository, Session};
+use crate::ports::{Disk, Fetcher, Installer, Ledger, Machine, Order, Place, Repository, Session};
 use crate::reconcile::{
     self, Here, INSTALL_TRIES, READ_TRIES, Situation, install_delay, situation, trial_delay,
 };
@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Activate(oneshot::Sender<Result<(), Failure>>),
     /// Restart into the trial now.
     Reboot(oneshot::Sender<Result<(), Failure>>),
+    /// A medium has been mounted at this directory, or is gone.
+    Medium(String, bool, oneshot::Sender<Result<Check, Failure>>),
     /// Look at the repository.
     Check(oneshot::Sender<Result<Check, Failure>>),
     /// Hold the transaction before a stage, or nowhere.
@@ -421,6 +423,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                 };
                 drop(reply.send(result));
             }
+            Command::Medium(dir, present, reply) => {
+                let answer = match present {
+                    true => self.medium_is_there(&dir, commands).await,
+                    false => self.medium_is_gone(&dir).await,
+                };
+                drop(reply.send(answer));
+            }
             Command::Check(reply) => {
                 let answer = self.check_by_hand(commands).await;
                 drop(reply.send(answer));
@@ -530,6 +539,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             return Err(Failure::new(Kind::Usage, "size and sha256 go with an http(s) URL")
                 .hint("a file of this device is held to its signature"));
         }
+        let of_a_repository = source.is_empty() || request.repository || self.ports.machine.is_dir(&source);
+        if request.version.is_some() && !of_a_repository {
+            return Err(Failure::new(
+                Kind::Usage,
+                "a bundle is one release: a version goes with a repository",
+            ));
+        }
         if let Some(tx) = self.tx() {
             let waits = matches!(self.phase(), Phase::Available | Phase::Downloaded | Phase::WaitingToRetry);
             if source.is_empty() && waits {
@@ -552,7 +568,12 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             .hint("give the full path of a .raucb file or of a repository's directory, or http://… or https://…"));
         }
         if !is_remote(&source) && self.ports.machine.is_dir(&source) {
-            return self.accept_directory(request, commands).await;
+            let place = Place::Dir(source.into());
+            return self.accept_repository(place, request, commands).await;
+        }
+        if is_remote(&source) && request.repository {
+            let place = Place::Urls(vec![source]);
+            return self.accept_repository(place, request, commands).await;
         }
         let plan = is_remote(&source).then(|| Plan::plain(&source, &request.file));
         let by = request.by;
@@ -1116,9 +1137,11 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             Some(tx) => tx.plan.clone(),
             None => self.offer.as_ref().map(|(plan, _)| plan.clone()),
         };
+        let medium =
+            acquire::needed_medium(tx.as_ref(), self.offer.as_ref().map(|(_, source)| source.as_str()));
         let others_are_new = {
             let status = self.status.borrow();
-            status.transaction != tx || status.plan != plan
+            status.transaction != tx || status.plan != plan || status.medium != medium
         };
         if phase_is_new || message_is_new || others_are_new {
             if phase_is_new || (message_is_new && !message.is_empty()) {
@@ -1126,6 +1149,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             }
             self.status.send_modify(|s| {
                 (s.phase, s.message, s.transaction, s.plan) = (phase, message.to_owned(), tx, plan);
+                s.medium = medium;
             });
         }
     }
@@ -1152,7 +1176,7 @@ fn answer_no(command: Command, failure: &Failure) {
         | Command::Reboot(reply)
         | Command::SetHold(_, reply)
         | Command::Schedule(_, _, reply) => drop(reply.send(Err(failure.clone()))),
-        Command::Check(reply) => drop(reply.send(Err(failure.clone()))),
+        Command::Check(reply) | Command::Medium(_, _, reply) => drop(reply.send(Err(failure.clone()))),
         Command::Policy(reply) => drop(reply.send(Err(failure.clone()))),
     }
 }

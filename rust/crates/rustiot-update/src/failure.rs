@@ -58,6 +58,8 @@ pub enum Kind {
     Incomplete,
     /// The download broke off in the middle.
     ReadFailed,
+    /// The medium that it was read from is gone.
+    Removed,
     /// Others could change the bundle while it is read.
     Unsafe,
     /// No space left where RAUC or this service keeps its state.
@@ -119,6 +121,7 @@ impl Kind {
             | Self::NoRanges
             | Self::Incomplete
             | Self::ReadFailed
+            | Self::Removed
             | Self::Unsafe
             | Self::NoSpace
             | Self::Installer

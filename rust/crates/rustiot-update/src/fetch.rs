@@ -1,6 +1,7 @@
 //! The fetch proxy as the engine uses it: from a way of a plan to a running job, and from its failures to ours.
 //!
-//! Never decides which way is gone. The cache is `/data/rustiot-update/cache`; where that cannot be used the job runs
+//! Never decides which way is gone. What lies in a directory of this device is read where it is: a bundle by RAUC
+//! itself, a delta by the proxy. The cache is `/data/rustiot-update/cache`; where that cannot be used the job runs
 //! without one. Called by the engine.
 
 use std::cell::Cell;
@@ -100,16 +101,8 @@ impl Fetcher for Fetch {
 
     async fn open(&self, way: &Way, limit: Limits) -> Result<Going, Failure> {
         let from = way.urls.first().cloned().unwrap_or_default();
-        if let Some(path) = local_path(&from) {
-            return match way.kind {
-                WayKind::Bundle | WayKind::Plain => Ok(Going::File(path)),
-                // The proxy speaks HTTP only.
-                WayKind::Delta | WayKind::Full => Err(Failure::new(
-                    Kind::NotFound,
-                    format!("the {} in a directory cannot be used", way.kind.as_str()),
-                )
-                .hint("publish the bundle itself as well, or serve the directory over HTTP")),
-            };
+        if let (Some(path), WayKind::Bundle | WayKind::Plain) = (local_path(&from), way.kind) {
+            return Ok(Going::File(path));
         }
         let urls: Vec<Url> = way.urls.iter().filter_map(|url| url.parse().ok()).collect();
         let (job, http) = (self.way(way)?, crate::web::client_for(&urls)?);
@@ -198,7 +191,10 @@ impl Session for Going {
     }
 
     fn complaint(&self) -> Option<Failure> {
-        let Self::Proxy { handle, from, .. } = self else { return None };
+        let (handle, from) = match self {
+            Self::Proxy { handle, from, .. } => (handle, from),
+            Self::File(path) => return gone(Path::new(path)).then(|| removed(path)),
+        };
         let receiver = handle.progress();
         let progress = receiver.borrow();
         match &progress.state {
@@ -210,6 +206,21 @@ impl Session for Going {
             _ => None,
         }
     }
+}
+
+/// Whether the directory that a file was in is gone, or the medium below it: pulled out, or unmounted.
+fn gone(file: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let Some(meta) = file.parent().and_then(|dir| dir.metadata().ok()) else { return true };
+    let (major, minor) = (nix::sys::stat::major(meta.dev()), nix::sys::stat::minor(meta.dev()));
+    // A file system that is mounted stays visible for a moment after its medium is gone; its device does not. What
+    // has no device (tmpfs, overlay) cannot be pulled out.
+    major != 0 && !Path::new(&format!("/sys/dev/block/{major}:{minor}")).exists()
+}
+
+fn removed(path: &str) -> Failure {
+    Failure::new(Kind::Removed, format!("the medium with {path} is gone: it was pulled out"))
+        .hint("plug it in again and leave it in until the release is installed")
 }
 
 fn unreachable(from: &str) -> Failure {
@@ -238,6 +249,8 @@ fn failure(error: &rustiot_fetch::Failure, from: &str) -> Failure {
         F::Changed => of(Kind::Corrupt, format!("{from} changed on the server while it was fetched")),
         F::Corrupt => of(Kind::Corrupt, format!("{from} is damaged on every server"))
             .hint("compare the files on the servers with the index: `rustiot repo status`"),
+        F::Local { path, source } if gone(Path::new(path)) => removed(path).because(source.to_string()),
+        F::Local { path, .. } => of(Kind::NotFound, format!("{path} cannot be read")),
         F::TooLarge { .. } | F::Cache(_) | F::File { .. } => {
             of(Kind::NoSpace, format!("there is no place for {from}"))
                 .hint("make room on the data partition (`df /data`), or raise update.cache")
@@ -293,9 +306,42 @@ mod tests {
         local.urls = vec!["file:///media/stick/targets/x.raucb".into()];
         let session = fetch(dir.path()).open(&local, Limits::default()).await.unwrap();
         assert_eq!(session.url(), "/media/stick/targets/x.raucb");
-        assert!(session.download().await.is_ok() && session.complaint().is_none());
-        local.kind = WayKind::Full;
-        assert!(fetch(dir.path()).open(&local, Limits::default()).await.unwrap_err().kind.is_of_the_way());
+        assert!(session.download().await.is_ok());
+        let met = session.complaint().unwrap();
+        assert!(met.kind == Kind::Removed && met.to_string().contains("pulled out"), "{met}");
+    }
+
+    #[tokio::test]
+    async fn a_delta_in_a_directory_is_read_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.rdelta");
+        rustiot_durable::atomic_write(&file, b"not a delta").unwrap();
+        let mut local = way(WayKind::Full);
+        local.urls = vec![format!("file://{}", file.display())];
+        (local.len, local.sources) = (Some(11), Vec::new());
+        let none = Limits { rate: None, cache: 0 };
+        let failure = fetch(dir.path()).open(&local, none).await.unwrap().download().await.unwrap_err();
+        assert_eq!(failure.kind, Kind::Corrupt, "{failure}");
+        let digest = rustiot_repository::Digest::of(b"not a delta");
+        local.sha256 = Some(digest.to_string());
+        let session = fetch(dir.path()).open(&local, none).await.unwrap();
+        session.download().await.unwrap();
+        assert_eq!((session.progress().fetched, session.progress().reused), (0, 11));
+        assert_eq!(session.prepare().await.unwrap_err().kind, Kind::Corrupt, "it is none");
+        assert!(!dir.path().join("cache").exists(), "nothing is copied");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_missing_is_of_the_way_and_a_medium_that_is_gone_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut local = way(WayKind::Delta);
+        local.urls = vec![format!("file://{}/none.rdelta", dir.path().display())];
+        let open = async |way: &Way| fetch(dir.path()).open(way, Limits::default()).await.unwrap_err();
+        assert!(open(&local).await.kind.is_of_the_way());
+        local.urls = vec![format!("file://{}/unmounted/targets/none.rdelta", dir.path().display())];
+        let failure = open(&local).await;
+        assert_eq!(failure.kind, Kind::Removed);
+        assert!(!failure.kind.is_of_the_way() && !failure.kind.is_transient());
     }
 
     #[test]

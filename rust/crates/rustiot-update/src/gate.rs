@@ -74,6 +74,7 @@ pub fn gate(stage: Stage, tx: &Transaction, c: &Conditions<'_>) -> Gate {
         if let (Some(limit), Some(way)) = (c.metered_limit, tx.current_way())
             && matches!(stage, Stage::Download | Stage::Install)
             && tx.spent.fetched == 0
+            && !way.is_local()
             && way.bytes > limit
         {
             return Gate::Held(format!(
@@ -206,6 +207,9 @@ mod tests {
         tx.spent.fetched = 1;
         assert_eq!(gate(Stage::Download, &tx, &c), Gate::Open, "what was begun is not given away");
         tx.spent.fetched = 0;
+        let mut local = tx.clone();
+        local.plan.as_mut().unwrap().ways[0].urls = vec!["file:///run/rustiot/media/sda1/x".into()];
+        assert_eq!(gate(Stage::Download, &local, &c), Gate::Open, "a medium costs nothing");
         tx.by = By::Person;
         assert_eq!(gate(Stage::Download, &tx, &c), Gate::Open);
     }

@@ -57,6 +57,14 @@ pub struct Way {
     pub sources: Vec<String>,
 }
 
+impl Way {
+    /// Whether the file lies in a directory of this device: nothing of it comes over a network or into the cache.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.urls.first().is_some_and(|url| url.starts_with("file:"))
+    }
+}
+
 /// What to install, and how to get it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {

@@ -110,6 +110,8 @@ pub(crate) struct Question {
     pub labels: Vec<String>,
     /// A person asks: waves and pauses do not count. `true` to take even what runs, or failed here.
     pub wanted: Option<bool>,
+    /// The version that a person asks for; none: the newest.
+    pub version: Option<semver::Version>,
 }
 
 /// What the repository answered.

@@ -122,7 +122,7 @@ pub(crate) fn facts(device: &Device, question: &Question, now: u64) -> Facts {
         // What does not fit into the cache is streamed, or its way is left out when it is begun.
         space: None,
         now,
-        wanted: question.wanted.map(|force| Wanted { version: None, force }),
+        wanted: question.wanted.map(|force| Wanted { version: question.version.clone(), force }),
     }
 }
 
@@ -219,12 +219,14 @@ mod tests {
             partitions: vec![("root".into(), 7)],
             labels: vec!["canary".into()],
             wanted: Some(true),
+            version: Some("1.0.0".parse().unwrap()),
         };
         let facts = facts(&device, &question, 9);
         assert_eq!(facts.running.manifest_hash, Some(Digest([0xab; 32])));
         assert_eq!((facts.running.root_hash, facts.floor, facts.now), (None, None, 9));
         assert_eq!(facts.known_bad, [Digest([0xcd; 32])].into());
-        assert!(facts.wanted.is_some_and(|wanted| wanted.force));
+        let wanted = facts.wanted.unwrap();
+        assert!(wanted.force && wanted.version == "1.0.0".parse().ok());
     }
 
     #[test]

@@ -230,6 +230,12 @@ pub struct Request {
     /// What the file at a URL must have. The plan keeps it.
     #[serde(skip)]
     pub file: Expected,
+    /// The URL is that of a repository, not of a bundle.
+    #[serde(skip)]
+    pub repository: bool,
+    /// The release of a repository; none: the newest. The plan keeps it.
+    #[serde(skip)]
+    pub version: Option<String>,
 }
 
 /// What is known of a file beforehand.
@@ -559,6 +565,9 @@ pub struct Status {
     /// hawkBit, where it is the source of releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hawkbit: Option<Hawkbit>,
+    /// The medium that is needed: what is on offer or being installed lies on it. Empty: none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub medium: String,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod firmware;
 mod hawkbit;
 mod image;
 mod liveness;
+mod offline;
 mod ota;
 mod owner;
 mod power;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<LabTest> {
         updates::TESTS,
         ota::TESTS,
         hawkbit::TESTS,
+        offline::TESTS,
         owner::TESTS,
         refusals::TESTS,
         signing::TESTS,

@@ -46,21 +46,21 @@ fn look_at(machine: &Machine, server: &FileServer) -> Result<()> {
 }
 
 /// The answer of a command in JSON.
-fn json(machine: &Machine, command: &str) -> Result<Value> {
+pub(super) fn json(machine: &Machine, command: &str) -> Result<Value> {
     let text = machine.sh(&format!("{command} --json"))?;
     serde_json::from_str(&text).with_context(|| format!("`{command} --json` said: {text}"))
 }
 
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn number(value: &Value, pointer: &str) -> u64 {
+pub(super) fn number(value: &Value, pointer: &str) -> u64 {
     value.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
 }
 
 /// The newest entry of the history, which comes a moment after the commit.
-fn outcome(machine: &Machine) -> Result<Value> {
+pub(super) fn outcome(machine: &Machine) -> Result<Value> {
     let mut newest = Value::Null;
     machine.wait_until("an entry in the history", HEALTHY, &mut |machine| {
         let history = json(machine, "rustiot update history")?;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::plan::Way;
-use crate::ports::{Found, Limits, NoPlan, Place, Question};
+use crate::ports::{Found, Limits, NoPlan, Question};
 
 /// How often the configuration is looked at while nothing is due.
 const RULES_EVERY: Duration = Duration::from_secs(300);
@@ -83,7 +83,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             self.polling.due = Some(self.own_instant(every));
             return;
         }
-        if let Err(failure) = self.look(None, commands).await {
+        if let Err(failure) = self.look(None, None, commands).await {
             eprintln!("{failure}: {}", failure.chain.join(": "));
         }
     }
@@ -104,13 +104,14 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         if self.tx.borrow().is_some() && !self.may_change() {
             return Err(self.not_now("look for updates", self.phase()));
         }
-        self.look(None, commands).await
+        self.look(None, None, commands).await
     }
 
     /// Looks at the configured repository, remembers what it says, and begins what the policy wants.
     async fn look(
         &mut self,
         wanted: Option<bool>,
+        version: Option<semver::Version>,
         commands: &mut mpsc::Receiver<Command>,
     ) -> Result<Check, Failure> {
         let update = self.ports.machine.rules().update;
@@ -130,7 +131,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         let every = update.check_every.get();
         let mut urls = vec![source.clone()];
         urls.extend(update.mirrors.iter().map(ToString::to_string));
-        let found = self.ask(Place::Urls(urls), wanted, commands).await;
+        let found = self.ask(Place::Urls(urls), wanted, version, commands).await;
         let now = self.ports.machine.now();
         let failures = self.status.borrow().check.as_ref().map_or(0, |last| last.failures);
         let mut check = Check {
@@ -195,9 +196,10 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         &mut self,
         place: Place,
         wanted: Option<bool>,
+        version: Option<semver::Version>,
         commands: &mut mpsc::Receiver<Command>,
     ) -> Result<Found, Failure> {
-        let question = self.question(place, wanted)?;
+        let question = Question { version, ..self.question(place, wanted)? };
         self.publish(Phase::Checking, "looking for updates");
         let asking = tokio::time::timeout(CHECK_LIMIT, self.ports.repository.check(&question));
         tokio::pin!(asking);
@@ -244,6 +246,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                 .collect(),
             labels: self.ports.machine.rules().update.labels.iter().map(ToString::to_string).collect(),
             wanted,
+            version: None,
         })
     }
 
@@ -292,6 +295,8 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         last.is_none_or(|entry| match entry.result {
             // A person took it back: it is a person's to begin again.
             Outcome::Cancelled => entry.why.as_ref().is_some_and(|why| why.kind == Kind::Withdrawn),
+            // It is not the release's fault that its medium was pulled out.
+            Outcome::Failed if entry.why.as_ref().is_some_and(|why| why.kind == Kind::Removed) => true,
             Outcome::Failed | Outcome::Refused => now.saturating_sub(entry.ended_at) >= BEGIN_AGAIN,
             Outcome::Committed | Outcome::FellBack | Outcome::LateFallback => true,
         })
@@ -305,8 +310,9 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         request: Request,
         commands: &mut mpsc::Receiver<Command>,
     ) -> Result<String, Failure> {
-        if self.offer.is_none() || request.force {
-            let check = self.look(Some(request.force), commands).await?;
+        let version = wanted_version(&request);
+        if self.offer.is_none() || request.force || version.is_some() {
+            let check = self.look(Some(request.force), version, commands).await?;
             if self.offer.is_none() {
                 return Err(Failure::new(Kind::NothingNew, check.message));
             }
@@ -317,25 +323,110 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         self.begin(Request { source, ..request }, Some(plan), By::Person)
     }
 
-    /// `Install` of a directory: the same signed files as on a server.
-    pub(super) async fn accept_directory(
+    /// `Install` of a repository that a person names: a directory, or a server that is not the configured one.
+    pub(super) async fn accept_repository(
         &mut self,
+        place: Place,
         request: Request,
         commands: &mut mpsc::Receiver<Command>,
     ) -> Result<String, Failure> {
-        let place = Place::Dir(request.source.clone().into());
-        let found = self.ask(place, Some(request.force), commands).await;
+        let found = self.ask(place, Some(request.force), wanted_version(&request), commands).await;
         match found.map(|found| found.answer) {
             Ok(Ok(plan)) => self.begin(request, Some(plan), By::Person),
-            Ok(Err(no)) => self.not_from_directory(no.failure).await,
-            Err(failure) => self.not_from_directory(failure).await,
+            Ok(Err(no)) => self.not_from_there(no.failure).await,
+            Err(failure) => self.not_from_there(failure).await,
         }
     }
 
-    async fn not_from_directory(&mut self, failure: Failure) -> Result<String, Failure> {
+    async fn not_from_there(&mut self, failure: Failure) -> Result<String, Failure> {
         self.refuse(failure.clone());
         self.settle().await;
         Err(failure)
+    }
+
+    // --- media ------------------------------------------------------------------------------------------------
+
+    /// A medium with a repository was plugged in: the same look as at the configured one, under the same policy.
+    pub(super) async fn medium_is_there(
+        &mut self,
+        dir: &str,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> Result<Check, Failure> {
+        if !is_on_medium(dir) {
+            return Err(Failure::new(Kind::Usage, format!("{dir:?} is no directory below {MEDIA}")));
+        }
+        let update = self.ports.machine.rules().update;
+        if !update.media {
+            return Err(Failure::new(Kind::NotOffered, "media are not looked at (update.media is false)"));
+        }
+        let mut check = Check {
+            at: self.ports.machine.now(),
+            source: dir.to_owned(),
+            result: "manual".into(),
+            version: None,
+            message: format!("it waits for `rustiot update install {dir}` (update.policy is manual)"),
+            bytes: 0,
+            failures: 0,
+        };
+        if update.policy == UpdatePolicy::Manual {
+            return Ok(check);
+        }
+        if !self.may_change() || self.leaving {
+            // Busy, not refused: who asks asks again, and the medium stays where it is.
+            let what = format!("a look at {dir} has to wait: the phase is {}", self.phase().as_str());
+            return Err(Failure::new(Kind::Busy, what));
+        }
+        let found = match self.ask(Place::Dir(dir.into()), None, None, commands).await {
+            Ok(found) => found,
+            Err(failure) => return self.not_from_there(failure).await.and(Ok(check)),
+        };
+        check.bytes = found.bytes;
+        match found.answer {
+            Ok(plan) => {
+                let version = plan.version().unwrap_or_default().to_owned();
+                (check.result, check.message) = ("available".into(), format!("{version} is on the medium"));
+                check.version = Some(version.clone());
+                if let Some(tx) =
+                    self.tx().filter(|tx| self.may_change_to(tx) && !is_on_medium(&tx.request.source))
+                {
+                    // What waits for the network or its price is here for nothing now.
+                    let what = format!("{} comes from a medium instead", tx.name());
+                    self.give_up(Outcome::Cancelled, Failure::new(Kind::Withdrawn, what));
+                }
+                self.status.send_modify(|s| s.check = Some(check.clone()));
+                self.offered(plan, dir, None).await;
+            }
+            Err(no) => {
+                let NoPlan { word, version, failure, .. } = *no;
+                (check.result, check.version, check.message) = (word, version, failure.to_string());
+                if failure.kind != Kind::NothingNew {
+                    self.refuse(failure);
+                }
+                self.status.send_modify(|s| s.check = Some(check.clone()));
+                self.settle().await;
+            }
+        }
+        Ok(check)
+    }
+
+    /// A medium was pulled out: what was only on offer from it is not any more. What is being read from it fails by
+    /// itself, with the reader's reason.
+    pub(super) async fn medium_is_gone(&mut self, dir: &str) -> Result<Check, Failure> {
+        let message = format!("the medium at {dir} is gone");
+        let waits =
+            self.tx().filter(|tx| tx.by == By::Policy && tx.request.source == dir && self.may_change());
+        if self.offer.as_ref().is_some_and(|(_, source)| source == dir) {
+            self.offer = None;
+        }
+        if let Some(tx) = waits {
+            let what = format!("{} was not begun: its medium was pulled out", tx.name());
+            self.give_up(Outcome::Cancelled, Failure::new(Kind::Withdrawn, what));
+        } else if self.tx.borrow().is_none() {
+            self.settle().await;
+        }
+        let at = self.ports.machine.now();
+        let result = "gone".into();
+        Ok(Check { at, source: dir.to_owned(), result, version: None, message, bytes: 0, failures: 0 })
     }
 
     /// `Install` or `Download` while something waits: it goes on, and is the person's from now on.
@@ -367,7 +458,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     /// Whether the file of the present way comes into the cache first, or straight into the slot.
     pub(super) fn first_stage(&self, tx: &Transaction) -> Stage {
         let Some(way) = tx.current_way() else { return Stage::Install };
-        let fits = way.len.is_some_and(|len| len <= self.room());
+        let fits = way.is_local() || way.len.is_some_and(|len| len <= self.room());
         let asked = matches!(tx.request.hold, Hold::Install | Hold::Download);
         match way.kind {
             WayKind::Delta => Stage::Download,
@@ -380,7 +471,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     /// Refused before the first byte when it cannot fit.
     fn fits(&self, way: &Way) -> Result<(), Failure> {
         let (need, have) = (way.len.unwrap_or(0), self.room());
-        if need <= have {
+        if way.is_local() || need <= have {
             return Ok(());
         }
         Err(Failure::new(
@@ -599,6 +690,32 @@ pub(super) struct Count {
     /// When it was written last.
     kept: Instant,
     before: Spent,
+}
+
+/// Below here, and nowhere else, are media that were found by themselves (`rustiot-media@.service`).
+const MEDIA: &str = "/run/rustiot/media/";
+
+/// Whether it is a directory of a medium, and no way out of there.
+fn is_on_medium(dir: &str) -> bool {
+    let plain = |part: std::path::Component<'_>| matches!(part, std::path::Component::Normal(_));
+    dir.strip_prefix(MEDIA)
+        .is_some_and(|rest| !rest.is_empty() && std::path::Path::new(rest).components().all(plain))
+}
+
+/// The medium that must stay: what is being read from it or would be. Empty: none.
+pub(super) fn needed_medium(tx: Option<&Transaction>, offer: Option<&str>) -> String {
+    let source = match tx {
+        // Once it is written, it is needed no more.
+        Some(tx) if tx.install_seconds.is_some() => None,
+        Some(tx) => Some(tx.request.source.as_str()),
+        None => offer,
+    };
+    source.filter(|source| is_on_medium(source)).unwrap_or_default().to_owned()
+}
+
+/// The release that a person named; its form was checked where it came in.
+fn wanted_version(request: &Request) -> Option<semver::Version> {
+    semver::Version::parse(request.version.as_deref()?).ok()
 }
 
 /// How a download ended.

@@ -1780,3 +1780,127 @@ mod random {
         }
     }
 }
+
+const STICK: &str = "/run/rustiot/media/sda1/rustiot-repository";
+
+/// The plan of a release on the stick.
+fn on_stick() -> Plan {
+    let mut plan = plan_of("2.0.0");
+    for way in &mut plan.ways {
+        way.urls = vec![format!("file://{STICK}/targets/{}", way.kind.as_str())];
+    }
+    plan
+}
+
+async fn plug(c: &Client, present: bool) -> Result<Check, Failure> {
+    c.order(|reply| Command::Medium(STICK.into(), present, reply)).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_medium_is_looked_at_under_the_policy_and_needed_until_it_is_written() {
+    let w = world();
+    w.rules.borrow_mut().policy = UpdatePolicy::Auto;
+    *w.answer.borrow_mut() = offers(on_stick());
+    // Nothing of it goes into the cache.
+    w.room.set(0);
+    run(&w, async |mut c| {
+        assert_eq!(plug(&c, true).await.unwrap().result, "available");
+        let question = w.questions.borrow().last().unwrap().clone();
+        assert_eq!((question.place, question.wanted), (Place::Dir(STICK.into()), None));
+        let status = c.phase(Phase::Downloading).await;
+        assert_eq!((status.medium.as_str(), status.transaction.unwrap().by), (STICK, By::Policy));
+        assert_eq!(c.phase(Phase::Rebooting).await.medium, "", "it is written: the medium can go");
+    })
+    .await;
+    assert_eq!(w.fetched.borrow()[1], (WayKind::Delta, true), "compared before it is written");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_medium_is_only_named_where_a_person_decides_and_refused_where_it_is_off() {
+    let w = world();
+    *w.answer.borrow_mut() = offers(on_stick());
+    run(&w, async |mut c| {
+        let check = plug(&c, true).await.unwrap();
+        assert_eq!((check.result.as_str(), w.questions.borrow().len()), ("manual", 0));
+        assert!(check.message.contains(STICK), "{check:?}");
+        w.rules.borrow_mut().policy = UpdatePolicy::Check;
+        assert_eq!(plug(&c, true).await.unwrap().version.as_deref(), Some("2.0.0"));
+        assert_eq!(c.phase(Phase::Available).await.medium, STICK);
+        plug(&c, false).await.unwrap();
+        assert_eq!(c.phase(Phase::Idle).await.medium, "");
+        w.rules.borrow_mut().media = false;
+        assert_eq!(plug(&c, true).await.unwrap_err().kind, Kind::NotOffered);
+        for outside in ["/data/x", "/run/rustiot/media/", "/run/rustiot/media/../x", "relative"] {
+            let answer = c.order(|reply| Command::Medium(outside.into(), true, reply)).await;
+            assert_eq!(answer.unwrap_err().kind, Kind::Usage, "{outside}");
+        }
+    })
+    .await;
+    assert_eq!(w.installs.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_medium_that_is_pulled_out_ends_it_with_the_reason_and_begins_again_when_it_is_back() {
+    let w = world();
+    w.rules.borrow_mut().policy = UpdatePolicy::Auto;
+    *w.answer.borrow_mut() = offers(on_stick());
+    w.writes.borrow_mut().push_back(Write::Fails(Kind::Installer));
+    *w.complaint.borrow_mut() = Some(Failure::new(Kind::Removed, "it was pulled out"));
+    run(&w, async |mut c| {
+        plug(&c, true).await.unwrap();
+        let entry = c.end().await;
+        assert_eq!((entry.result, entry.why.unwrap().kind), (Outcome::Failed, Kind::Removed));
+        assert!(entry.failed_ways.is_empty(), "no other way of the same medium is tried");
+        assert_eq!(w.phase(), "idle");
+        *w.complaint.borrow_mut() = None;
+        plug(&c, true).await.unwrap();
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+    assert_eq!((w.installs.get(), w.phase()), (2, "armed"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_the_network_comes_from_the_medium_and_what_a_person_began_is_not_disturbed() {
+    let w = subscribed(UpdatePolicy::Auto);
+    w.rules.borrow_mut().metered = true;
+    w.rules.borrow_mut().metered_limit = "1K".parse().unwrap();
+    let mut dear = plan_of("2.0.0");
+    dear.ways[0].bytes = 1 << 20;
+    *w.answer.borrow_mut() = offers(dear);
+    run(&w, async |mut c| {
+        c.phase(Phase::Available).await;
+        *w.answer.borrow_mut() = offers(on_stick());
+        plug(&c, true).await.unwrap();
+        c.phase(Phase::Downloading).await;
+        assert_eq!(plug(&c, true).await.unwrap_err().kind, Kind::Busy);
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+    let store = Store::open(w.dir.path()).unwrap();
+    let history = store.history().unwrap();
+    assert_eq!(history[0].why.as_ref().unwrap().kind, Kind::Withdrawn);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_person_names_another_repository_and_a_version_of_it() {
+    let w = world();
+    *w.answer.borrow_mut() = offers(plan_of("2.0.0"));
+    run(&w, async |mut c| {
+        let request = |source: &str, repository| Request {
+            id: "i".into(),
+            source: source.into(),
+            repository,
+            version: Some("2.0.0".into()),
+            ..Request::default()
+        };
+        let bundle = c.order(|r| Command::Install(request(URL, false), r)).await.unwrap_err();
+        assert_eq!(bundle.kind, Kind::Usage, "{bundle}");
+        c.order(|r| Command::Install(request("http://127.0.0.1:1/", true), r)).await.unwrap();
+        let question = w.questions.borrow().last().unwrap().clone();
+        assert_eq!(question.place, Place::Urls(vec!["http://127.0.0.1:1/".into()]));
+        assert_eq!((question.wanted, question.version), (Some(false), "2.0.0".parse().ok()));
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+}
