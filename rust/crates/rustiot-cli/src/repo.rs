@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use rustiot_image::{BundleTools, Context, Plain, Toolbox};
 use rustiot_repository::publish::keys::KeyPlace;
 use rustiot_repository::publish::{
-    self, Error, Rdelta, Repository, RoleName, Settings, Signing, parse_waves,
+    self, Error, KeyEntry, Rdelta, Repository, RoleName, Settings, Signing, parse_waves,
 };
 use rustiot_repository::{Rollout, State};
 use serde_json::json;
@@ -29,7 +29,8 @@ pub struct Place {
 pub enum Repo {
     /// Make a repository with new keys
     #[command(after_help = "Examples:\n  rustiot repo init --repo repo\n  \
-        rustiot repo init --repo repo --root-keys 3 --root-threshold 2 --targets-keys 2 --targets-threshold 2\n\n\
+        rustiot repo init --repo repo --root-keys 3 --root-threshold 2 --targets-keys 2 --targets-threshold 2\n  \
+        rustiot repo init --root-key 'pkcs11:token=root;object=root' --targets-key 'pkcs11:token=release;object=targets'\n\n\
         Then build images that trust it: repo/public/metadata/1.root.json")]
     Init {
         #[command(flatten)]
@@ -40,6 +41,12 @@ pub enum Repo {
         /// Signatures that a root needs
         #[arg(long, default_value_t = 1)]
         root_threshold: u32,
+        /// A root key that is there, instead of new ones: a file or a PKCS#11 URI; may be repeated
+        #[arg(long, value_name = "KEY", conflicts_with = "root_keys")]
+        root_key: Vec<String>,
+        /// A targets key that is there, instead of new ones; may be repeated
+        #[arg(long, value_name = "KEY", conflicts_with = "targets_keys")]
+        targets_key: Vec<String>,
         /// Targets keys that are made
         #[arg(long, default_value_t = 1)]
         targets_keys: u32,
@@ -193,8 +200,25 @@ fn fail(error: Error) -> Fail {
 /// `rustiot repo`.
 pub fn repo(command: Repo) -> Done {
     match command {
-        Repo::Init { place, root_keys, root_threshold, targets_keys, targets_threshold } => {
+        Repo::Init {
+            place,
+            root_keys,
+            root_threshold,
+            root_key,
+            targets_key,
+            targets_keys,
+            targets_threshold,
+        } => {
             let mut settings = Settings::default();
+            let given = |keys: &[String], made: u32| match u32::try_from(keys.len()) {
+                Ok(0) | Err(_) => made,
+                Ok(given) => given,
+            };
+            let (root_keys, targets_keys) = (given(&root_key, root_keys), given(&targets_key, targets_keys));
+            for (role, keys) in [(RoleName::Root, root_key), (RoleName::Targets, targets_key)] {
+                let entry = |key| KeyEntry { role, key, id: String::new() };
+                settings.keys.extend(keys.into_iter().map(entry));
+            }
             (settings.threshold.root, settings.threshold.targets) = (root_threshold, targets_threshold);
             for (name, keys, threshold) in
                 [("root", root_keys, root_threshold), ("targets", targets_keys, targets_threshold)]
@@ -451,6 +475,8 @@ mod tests {
             place: place(),
             root_keys: 3,
             root_threshold: 2,
+            root_key: vec![],
+            targets_key: vec![],
             targets_keys: 1,
             targets_threshold: 1,
         };
@@ -478,8 +504,15 @@ mod tests {
     #[test]
     fn more_signatures_than_keys_are_a_wrong_request() {
         let place = Place { repo: "nowhere".into(), json: false };
-        let init =
-            Repo::Init { place, root_keys: 1, root_threshold: 2, targets_keys: 1, targets_threshold: 1 };
+        let init = Repo::Init {
+            place,
+            root_keys: 1,
+            root_threshold: 2,
+            root_key: vec![],
+            targets_key: vec![],
+            targets_keys: 1,
+            targets_threshold: 1,
+        };
         assert_eq!(repo(init).unwrap_err().why(), Why::Usage);
     }
 }

@@ -17,6 +17,9 @@ use tough::schema::key::Key;
 use tough::schema::{Signature, Signed};
 use tough::sign::Sign;
 
+/// What OpenSSL's engine says when the token of a URI is not plugged in (libp11 0.4).
+const NO_TOKEN: &str = "No matching initialized token";
+
 /// Where a key is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyPlace {
@@ -58,11 +61,12 @@ impl KeyPlace {
                 }
             }
             KeyPlace::Token(uri) => {
-                let public = openssl(
-                    uri,
-                    &["pkey", "-engine", "pkcs11", "-inform", "engine", "-in", uri, "-pubout"],
-                    &[],
-                )?;
+                let args = ["pkey", "-engine", "pkcs11", "-inform", "engine", "-in", uri, "-pubout"];
+                let public = match openssl(uri, &args, &[]) {
+                    // Taken out, as an offline key should be: no error either. A wrong PIN is one.
+                    Err(Error::Key { why, .. }) if why.contains(NO_TOKEN) => return Ok(None),
+                    other => other?,
+                };
                 Ok(Some(Box::new(Token { uri: uri.clone(), key: public_key(&public, uri)? })))
             }
         }

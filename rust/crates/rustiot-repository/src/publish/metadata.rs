@@ -91,8 +91,12 @@ impl Repository {
         }
         let private = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o700);
         std::fs::set_permissions(dir.join("keys"), private).at("set the mode of", dir.join("keys"))?;
-        if settings.keys.is_empty() {
+        if RoleName::ALL.iter().any(|role| settings.keys_of(*role).next().is_none()) {
             for role in RoleName::ALL {
+                // Keys that are there already, on a token.
+                if settings.keys_of(role).next().is_some() {
+                    continue;
+                }
                 let spare = match role {
                     RoleName::Root => settings.spare[0],
                     RoleName::Targets => settings.spare[1],
