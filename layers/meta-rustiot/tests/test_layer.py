@@ -171,7 +171,7 @@ class SameAsTheLab(unittest.TestCase):
         recipe = read("layers/meta-rustiot/recipes-core/rustiot/rustiot-device.bb")
         ours = values(recipe)["RUSTIOT_SERVICES"].split()
         source = read("rust/crates/rustiot-image/src/root.rs")
-        block = re.search(r'for name in\s*\[("rustiot-provision".*?)\]', source, re.DOTALL).group(1)
+        block = re.search(r'for name in\s*\[\s*("rustiot-provision".*?)\]', source, re.DOTALL).group(1)
         self.assertEqual(ours, re.findall(r'"([^"]+)"', block))
 
     def test_the_guard_is_compiled_with_the_same_flags(self):

@@ -1,5 +1,6 @@
 //! Keys of a repository in a real PKCS#11 token (SoftHSM): made there, used through OpenSSL, never outside.
 #![cfg(test)]
+#![expect(clippy::disallowed_methods, reason = "files of tests, where a lost one is made again")]
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
