@@ -56,7 +56,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Everything about one.
     async fn inspect_container(&self, id: &str, sizes: bool) -> Result<ContainerInspect, Error>;
 
-    /// [`Error::Unchanged`] if it runs; [`Error::CannotRun`] if its process cannot be started.
+    /// [`Error::Unchanged`] if it runs; [`Error::CannotRun`] if its process cannot be started. One that is to be removed
+    /// at its end is removed then, too, and a wait for that ends: the client waits for it.
     async fn start_container(&self, id: &str) -> Result<(), Error>;
 
     /// Stop signal, then SIGKILL after `timeout` seconds (`None`: its own, or 10; negative: never). Returns when it has

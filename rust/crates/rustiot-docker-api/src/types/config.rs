@@ -103,7 +103,7 @@ pub struct HostConfig {
     pub container_id_file: String,
     /// Log driver.
     pub log_config: LogConfig,
-    /// `default`, `bridge`, `host`, `none`, `container:ID` or a network's name.
+    /// `bridge` (also when the client said `default` or nothing), `host`, `none`, `container:ID` or a network's name.
     pub network_mode: String,
     /// `80/tcp` → where on the host.
     pub port_bindings: BTreeMap<String, Option<Vec<PortBinding>>>,

@@ -21,4 +21,4 @@ pub use network::*;
 pub use stream::*;
 pub use system::*;
 pub use volume::*;
-pub use wire::{Empty, zero_time};
+pub use wire::{Empty, ZERO_TIME, zero_time};

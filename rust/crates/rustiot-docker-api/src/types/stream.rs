@@ -45,8 +45,9 @@ pub struct Attached {
     pub tty: bool,
     /// Output; ends when the process and all that held its pipes have ended.
     pub output: Items<Output>,
-    /// Standard input, when it was asked for and is open. `shutdown` on it is the client's end of file. Dropping it
-    /// without `shutdown` is a detach.
+    /// Standard input, when it was asked for and is open. `shutdown` on it is the client's end of file (never with a
+    /// terminal): it closes an exec's input, and a container's if it has `stdin_once`. Dropping it without `shutdown` is
+    /// a detach.
     pub input: Option<ByteWriter>,
 }
 
