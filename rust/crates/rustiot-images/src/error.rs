@@ -72,7 +72,7 @@ pub enum Error {
         /// The image.
         name: String,
         /// The layer, by the digest of what was fetched.
-        layer: String,
+        layer: Box<str>,
         /// Why.
         #[source]
         source: LayerError,
@@ -143,9 +143,9 @@ pub enum Error {
     #[error("cannot fetch {what} of {name}")]
     Http {
         /// Manifest, layer …
-        what: String,
+        what: Box<str>,
         /// The image.
-        name: String,
+        name: Box<str>,
         /// Why, and what to do.
         #[source]
         source: rustiot_http::Error,

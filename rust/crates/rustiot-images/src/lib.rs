@@ -4,19 +4,22 @@
 //! never wiped; what a container or a rollback needs is never collected; and what an image's archive names never becomes
 //! a path of this device. Called by `rustiot-engine`. Contract: `docs/contracts/images.md`.
 
-#![allow(dead_code)] // while the store is being built
-
+mod archive;
 mod auth;
+mod core;
 mod digest;
 mod error;
 mod layer;
 mod limits;
 pub mod manifest;
+pub mod mount;
 mod platform;
 mod progress;
+mod pull;
 mod reference;
 mod registry;
 mod store;
+mod sys;
 
 pub use auth::{Auth, AuthError, Challenge, Credentials};
 pub use digest::{Digest, DigestError, Hasher, ImageId};

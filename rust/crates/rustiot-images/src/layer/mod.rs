@@ -3,7 +3,18 @@
 //! Never unpacks anything into a directory: what a tar archive names never becomes a path of this device. Called by the
 //! pull, by `load` and by the scrub. The file's layout is in `docs/contracts/images.md`.
 
+pub(crate) mod compression;
+mod erofs;
+pub(crate) mod file;
+mod import;
+#[cfg(test)]
+mod tests;
+mod tree;
+pub(crate) mod walk;
+
 use std::io;
+
+pub(crate) use import::{Imported, Watch, import};
 
 use crate::digest::Digest;
 
