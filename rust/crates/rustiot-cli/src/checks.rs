@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The parts of `cargo metadata` that are looked at.
@@ -20,6 +20,8 @@ struct Package {
     name: String,
     version: String,
     license: Option<String>,
+    license_file: Option<PathBuf>,
+    manifest_path: Option<PathBuf>,
     source: Option<String>,
     dependencies: Vec<Dependency>,
 }
@@ -64,7 +66,7 @@ pub fn supply(metadata: &Metadata, deny: &str) -> Result<Vec<String>> {
         if source.as_deref().is_some_and(|source| !source.starts_with("registry+")) {
             problems.push(format!("{name} {version} comes from {}", source.as_deref().unwrap_or_default()));
         }
-        let license = license.as_deref().unwrap_or_default();
+        let license = license.as_deref().unwrap_or_else(|| in_file(package));
         let parsed = spdx::Expression::parse_mode(license, spdx::ParseMode::LAX);
         let fine = parsed.is_ok_and(|expression| {
             expression.evaluate(|needed| allowed.iter().any(|licensee| licensee.satisfies(needed)))
@@ -74,6 +76,17 @@ pub fn supply(metadata: &Metadata, deny: &str) -> Result<Vec<String>> {
         }
     }
     Ok(problems)
+}
+
+/// The licence of a package that has it in a file alone, as far as we know the text. cargo-deny knows more of them.
+fn in_file(package: &Package) -> &'static str {
+    const MIT: &str = "Permission is hereby granted, free of charge, to any person obtaining a copy of";
+    let directory = package.manifest_path.as_deref().and_then(Path::parent);
+    let text = directory
+        .zip(package.license_file.as_deref())
+        .and_then(|(directory, file)| std::fs::read_to_string(directory.join(file)).ok())
+        .unwrap_or_default();
+    if text.contains(MIT) { "MIT" } else { "" }
 }
 
 /// Direct dependencies that `docs/dependencies.md` does not name, and members of the workspace
