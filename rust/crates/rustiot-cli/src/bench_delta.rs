@@ -67,8 +67,12 @@ pub fn run(context: &Context, args: &args::BenchDelta) -> Done {
         return Err(Fail::usage(format!("there is no pair {unknown} in conf/bench/releases.toml")));
     }
     let chosen = releases.pair.iter().filter(|pair| args.only.is_empty() || args.only.contains(&pair.name));
+    // What needs the network first: a package that is gone ends the command before hours of work and not behind them.
+    let mut images = Vec::new();
     for pair in chosen.filter(|_| args.old.is_none()) {
-        let (old, new) = releases.images(context, &toolbox, pair, &Plain)?;
+        images.push((pair, releases.images(context, &toolbox, pair, &Plain)?));
+    }
+    for (pair, (old, new)) in images {
         let done = measure(
             &toolbox,
             tools.as_ref().map(|tools| (tools, args.patience)),

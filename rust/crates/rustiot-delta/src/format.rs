@@ -4,15 +4,19 @@ use crate::{Error, Part};
 use sha2::{Digest, Sha256};
 
 /// First bytes of every delta; the last one is the version.
-pub(crate) const MAGIC: [u8; 8] = *b"RDELTA\r\x01";
+pub(crate) const MAGIC: [u8; 8] = *b"RDELTA\r\x02";
 /// Magic and length of the index.
 pub(crate) const PREFIX: usize = 12;
 /// SHA-256 of magic, length and index, behind them.
 pub(crate) const SEAL: usize = 32;
 /// The longest index.
 pub(crate) const INDEX_MAX: usize = 1 << 20;
-/// Bytes that the streams of a segment may have together when decompressed.
-pub(crate) const SEGMENT_RAW_MAX: u64 = (4 << 20) + (64 << 10);
+/// Bytes that the streams of a segment may have together when decompressed …
+const STREAMS_MAX: u64 = 8 << 20;
+/// … and with all hash trees.
+const HELD_MAX: u64 = 14 << 20;
+/// What one more operation may add to streams that are as good as full.
+pub(crate) const STREAMS_OVER: u64 = 64 << 10;
 /// Operations in a segment.
 pub(crate) const SEGMENT_OPS_MAX: usize = 1 << 15;
 /// Bytes that all hash trees may have together.
@@ -83,6 +87,11 @@ pub(crate) struct Index {
     pub(crate) header: Header,
     pub(crate) trees: Vec<TreeInfo>,
     pub(crate) segments: Vec<SegmentInfo>,
+}
+
+/// What the streams of a segment may have together when the trees have so many bytes; [`STREAMS_OVER`] comes on top.
+pub(crate) fn streams_max(trees: u64) -> u64 {
+    HELD_MAX.saturating_sub(trees).min(STREAMS_MAX)
 }
 
 /// Reads numbers and bytes; `None` at the end or when a number is too large.
@@ -224,6 +233,11 @@ impl Index {
             at = at.checked_add(size)?;
         }
         Some(Index { header: Header { target_len, target_sha256, sources }, trees, segments })
+    }
+
+    /// Bytes of all hash trees.
+    pub(crate) fn trees_len(&self) -> u64 {
+        self.trees.iter().fold(0, |sum, tree| sum.saturating_add(tree.len()))
     }
 
     fn check(&self, delta_len: u64) -> Result<(), Error> {

@@ -3,8 +3,10 @@
 //! network, no clock, no threads on the device; bytes come through [`ReadAt`]. Called by the fetch proxy and the
 //! publisher. Contract: `docs/contracts/delta-format.md`.
 
+mod code;
 mod error;
 mod format;
+mod lzma;
 mod read;
 mod segment;
 mod target;

@@ -1,10 +1,10 @@
 //! A segment: a part of the target as copies from old data with corrections, new data, and zeros. Decompressed as a
 //! whole, then read at any offset.
 
-use crate::format::{Reader, SEGMENT_OPS_MAX, SEGMENT_RAW_MAX, unzigzag};
+use crate::code::Code;
+use crate::format::{Reader, SEGMENT_OPS_MAX, unzigzag};
 use crate::target::Sources;
-use crate::{Error, Part};
-use lzma_rust2::LzmaReader;
+use crate::{Error, Part, lzma};
 use std::io::{self, Read};
 
 /// Streams of a segment, in this order.
@@ -62,11 +62,11 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Reads a segment that makes `len` bytes.
-    pub(crate) fn parse(bytes: &mut dyn Read, len: u64, number: usize) -> Result<Self, Error> {
+    /// Reads a segment that makes `len` bytes and whose streams have at most `most`.
+    pub(crate) fn parse(bytes: &mut dyn Read, len: u64, most: u64, number: usize) -> Result<Self, Error> {
         let part = Part::Segment(number);
         let damaged = |what| Error::Damaged { part, what };
-        let [lens, seeks, gaps, values, extra] = streams(bytes)
+        let [lens, seeks, gaps, values, extra] = streams(bytes, most)
             .map_err(|_| damaged("its streams cannot be decompressed"))?
             .ok_or(Error::TooLarge { part, what: "its streams" })?;
         let mut segment = Segment { len, ops: Vec::new(), gaps, values, extra, cursor: None };
@@ -227,7 +227,7 @@ impl Segment {
 }
 
 /// Reads and decompresses the streams; `Ok(None)` when they would be too large.
-fn streams(bytes: &mut dyn Read) -> io::Result<Option<[Vec<u8>; STREAMS]>> {
+fn streams(bytes: &mut dyn Read, most: u64) -> io::Result<Option<[Vec<u8>; STREAMS]>> {
     let mut head_len = [0];
     bytes.read_exact(&mut head_len)?;
     let mut head = vec![0; usize::from(head_len[0])];
@@ -240,15 +240,17 @@ fn streams(bytes: &mut dyn Read) -> io::Result<Option<[Vec<u8>; STREAMS]>> {
         *info = { read }().ok_or(io::ErrorKind::InvalidData)?;
         sum = sum.saturating_add(info.1);
     }
-    if sum > SEGMENT_RAW_MAX {
+    if sum > most {
         return Ok(None);
     }
-    if head.left() > 0 {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
+    let code = head.byte().and_then(|code| Code::ALL.get(usize::from(code)));
+    let code = code.filter(|_| head.left() == 0).ok_or(io::ErrorKind::InvalidData)?;
     let mut streams = <[Vec<u8>; STREAMS]>::default();
     for (stream, (method, raw, size)) in streams.iter_mut().zip(infos) {
         *stream = decompress(&mut (&mut *bytes).take(size), method, raw)?;
+    }
+    if let Some(extra) = streams.last_mut() {
+        code.undo(extra);
     }
     Ok(Some(streams))
 }
@@ -258,13 +260,9 @@ fn decompress<R: Read>(bytes: &mut io::Take<R>, method: u8, raw: u64) -> io::Res
     let mut out = vec![0; usize::try_from(raw).map_err(|_| io::ErrorKind::InvalidData)?];
     match method.checked_sub(1) {
         None => bytes.read_exact(&mut out)?,
-        // More literal contexts than these take more memory than is declared.
-        Some(props) if usize::from(props % 9) + usize::from(props / 9 % 5) > 4 => {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
         Some(props) => {
-            let dictionary = u32::try_from(raw).unwrap_or(u32::MAX).max(4096);
-            LzmaReader::new_with_props(&mut *bytes, raw, props, dictionary, None)?.read_exact(&mut out)?;
+            let size = bytes.limit();
+            lzma::decode(bytes, size, props, &mut out)?;
         }
     }
     if bytes.limit() > 0 {
@@ -278,6 +276,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const MOST: u64 = 8 << 20;
+
     fn segment(streams: [&[u8]; STREAMS]) -> Vec<u8> {
         let mut head = Vec::new();
         for stream in streams {
@@ -285,6 +285,7 @@ mod tests {
             crate::format::put_number(&mut head, stream.len() as u64);
             crate::format::put_number(&mut head, stream.len() as u64);
         }
+        head.push(0);
         [vec![head.len() as u8], head, streams.concat()].concat()
     }
 
@@ -293,18 +294,20 @@ mod tests {
         let mut head = Vec::new();
         for _ in 0..STREAMS {
             head.push(1);
-            crate::format::put_number(&mut head, SEGMENT_RAW_MAX);
+            crate::format::put_number(&mut head, MOST);
             crate::format::put_number(&mut head, 100);
         }
         let bytes = [vec![head.len() as u8], head].concat();
-        let made = Segment::parse(&mut bytes.as_slice(), 5, 0).map(drop);
+        let made = Segment::parse(&mut bytes.as_slice(), 5, MOST, 0).map(drop);
         assert!(matches!(made, Err(Error::TooLarge { .. })));
     }
 
     #[test]
     fn streams_must_be_used_up() {
         // Two bytes of new data, three of zeros.
-        assert!(Segment::parse(&mut segment([&[9, 14], &[], &[], &[], &[1, 2]]).as_slice(), 5, 0).is_ok());
+        assert!(
+            Segment::parse(&mut segment([&[9, 14], &[], &[], &[], &[1, 2]]).as_slice(), 5, MOST, 0).is_ok()
+        );
         for (streams, len) in [
             ([&[9u8, 14][..], &[], &[], &[], &[1, 2, 3]], 5),
             ([&[9, 14], &[], &[], &[], &[1, 2]], 6),
@@ -313,7 +316,7 @@ mod tests {
             ([&[9, 15], &[], &[], &[], &[1, 2]], 5),
             ([&[9, 14, 2], &[], &[], &[], &[1, 2]], 5),
         ] {
-            let made = Segment::parse(&mut segment(streams).as_slice(), len, 0).map(drop);
+            let made = Segment::parse(&mut segment(streams).as_slice(), len, MOST, 0).map(drop);
             assert!(matches!(made, Err(Error::Damaged { .. })));
         }
     }
@@ -329,7 +332,7 @@ mod tests {
             len in 0..60u64,
         ) {
             let bytes = segment([&lens, &seeks, &gaps, &values, &extra]);
-            if let Ok(mut segment) = Segment::parse(&mut bytes.as_slice(), len, 0) {
+            if let Ok(mut segment) = Segment::parse(&mut bytes.as_slice(), len, MOST, 0) {
                 let mut buf = vec![0; len as usize];
                 let _ = segment.read(0, &mut buf, &Sources::none(), 0);
             }
@@ -337,7 +340,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_an_error_or_a_segment(bytes: Vec<u8>, len in 0..1000u64) {
-            let _ = Segment::parse(&mut bytes.as_slice(), len, 0);
+            let _ = Segment::parse(&mut bytes.as_slice(), len, MOST, 0);
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The decoder: a seekable view of the target. One segment at a time lies decompressed in memory.
 
-use crate::format::{INDEX_MAX, Index, PREFIX, SEAL, SegmentInfo, half, index_len, source_bases};
+use crate::format::{
+    INDEX_MAX, Index, PREFIX, SEAL, STREAMS_OVER, SegmentInfo, half, index_len, source_bases, streams_max,
+};
 use crate::segment::Segment;
 use crate::tree::TreeHasher;
 use crate::{Error, FileAt, Header, Part, ReadAt};
@@ -234,7 +236,7 @@ impl<D: ReadAt> Target<D> {
             && info.data_end() <= self.hashed_to
         {
             let hasher = std::mem::replace(&mut **hasher, TreeHasher::new(0, &[]));
-            let made = hasher.finish();
+            let made = hasher.finish(info.data_blocks);
             if made.len() as u64 != info.len() {
                 return Err(Error::Damaged { part: Part::Tree(number), what: "its length differs" });
             }
@@ -329,7 +331,8 @@ impl<D: ReadAt> Target<D> {
             if self.loaded.as_ref().is_none_or(|(loaded, _)| *loaded != number) {
                 // The old one's memory first.
                 self.loaded = None;
-                self.loaded = Some((number, load(&self.delta.delta, number, info)?));
+                let most = streams_max(self.delta.index.trees_len()).saturating_add(STREAMS_OVER);
+                self.loaded = Some((number, load(&self.delta.delta, number, info, most)?));
             }
             if let Some((_, segment)) = &mut self.loaded {
                 reused = reused.saturating_add(segment.read(offset, now, &self.sources, number)?);
@@ -342,9 +345,9 @@ impl<D: ReadAt> Target<D> {
 }
 
 /// Reads a segment and takes it apart; its bytes are checked before anything of it is used.
-fn load(delta: &dyn ReadAt, number: usize, info: &SegmentInfo) -> Result<Segment, Error> {
+fn load(delta: &dyn ReadAt, number: usize, info: &SegmentInfo, most: u64) -> Result<Segment, Error> {
     let mut bytes = Hashed { delta, at: info.at, left: info.size, hash: Sha256::new() };
-    let segment = Segment::parse(&mut bytes, info.len, number);
+    let segment = Segment::parse(&mut bytes, info.len, most, number);
     // The reader stops at the first error; only a whole segment has a checksum.
     let mut buf = [0; 4096];
     while bytes.left > 0 {

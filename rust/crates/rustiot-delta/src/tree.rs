@@ -37,27 +37,26 @@ pub(crate) fn tree_len(data_blocks: u64) -> u64 {
     sum.saturating_mul(BLOCK)
 }
 
-/// Hashes the data as it comes by, in order.
+/// Hashes the data as it comes by, in order, into the tree's own place: nothing is held twice.
 pub(crate) struct TreeHasher {
     salted: Sha256,
     /// The block that is being filled.
     current: Sha256,
     filled: u64,
     blocks_left: u64,
-    leaves: Vec<u8>,
+    /// The whole tree, zeros where nothing was hashed yet.
+    tree: Vec<u8>,
+    /// Where the next digest of a block of data belongs.
+    next: usize,
 }
 
 impl TreeHasher {
+    /// `data_blocks` was checked: the tree is allocated here. Its memory is used as the data comes.
     pub(crate) fn new(data_blocks: u64, salt: &[u8]) -> Self {
         let salted = Sha256::new_with_prefix(salt);
-        TreeHasher {
-            current: salted.clone(),
-            salted,
-            filled: 0,
-            blocks_left: data_blocks,
-            // Grows with the data: an untrue number of blocks costs nothing.
-            leaves: Vec::new(),
-        }
+        let tree = vec![0; usize::try_from(tree_len(data_blocks)).unwrap_or_default()];
+        let next = tree.len().saturating_sub(level_len(data_blocks));
+        TreeHasher { current: salted.clone(), salted, filled: 0, blocks_left: data_blocks, tree, next }
     }
 
     /// The next bytes of the data. What is beyond its end is not looked at.
@@ -69,7 +68,7 @@ impl TreeHasher {
             data = rest;
             if self.filled == BLOCK {
                 let full = std::mem::replace(&mut self.current, self.salted.clone());
-                self.leaves.extend_from_slice(&full.finalize());
+                put(&mut self.tree, &mut self.next, &full.finalize());
                 self.filled = 0;
                 self.blocks_left -= 1;
             }
@@ -77,27 +76,46 @@ impl TreeHasher {
     }
 
     /// The whole tree, once all data came by.
-    pub(crate) fn finish(self) -> Vec<u8> {
-        let mut levels = Vec::new();
-        let mut below = self.leaves;
-        while below.len() as u64 > DIGEST {
-            below.resize(below.len().next_multiple_of(BLOCK as usize), 0);
-            let mut above = Vec::with_capacity(below.len() / PER_BLOCK as usize);
-            for block in below.chunks_exact(BLOCK as usize) {
-                above.extend_from_slice(&self.salted.clone().chain_update(block).finalize());
+    pub(crate) fn finish(mut self, data_blocks: u64) -> Vec<u8> {
+        let mut below = self.tree.len();
+        let mut blocks = data_blocks;
+        loop {
+            below = below.saturating_sub(level_len(blocks));
+            if below == 0 {
+                return self.tree;
             }
-            levels.push(std::mem::replace(&mut below, above));
+            blocks = blocks.div_ceil(PER_BLOCK);
+            let (mut from, mut to) = (below, below.saturating_sub(level_len(blocks)));
+            for _ in 0..blocks {
+                let block = self.tree.get(from..from.saturating_add(BLOCK as usize)).unwrap_or_default();
+                let digest = self.salted.clone().chain_update(block).finalize();
+                put(&mut self.tree, &mut to, &digest);
+                from = from.saturating_add(BLOCK as usize);
+            }
         }
-        levels.reverse();
-        levels.concat()
     }
+}
+
+/// Bytes of the level that has a digest for each of so many blocks.
+fn level_len(blocks: u64) -> usize {
+    usize::try_from(blocks.div_ceil(PER_BLOCK).saturating_mul(BLOCK)).unwrap_or(usize::MAX)
+}
+
+/// Writes a digest and goes on behind it. One block of data has no tree.
+fn put(tree: &mut [u8], at: &mut usize, digest: &[u8]) {
+    let end = at.saturating_add(digest.len());
+    if let Some(place) = tree.get_mut(*at..end) {
+        place.copy_from_slice(digest);
+    }
+    *at = end;
 }
 
 /// The whole tree over `data`, as it lies on the device; a last part that is no whole block is not hashed.
 pub fn hash_tree(data: &[u8], salt: &[u8]) -> Vec<u8> {
-    let mut hasher = TreeHasher::new(data.len() as u64 / BLOCK, salt);
+    let blocks = data.len() as u64 / BLOCK;
+    let mut hasher = TreeHasher::new(blocks, salt);
     hasher.update(data);
-    hasher.finish()
+    hasher.finish(blocks)
 }
 
 #[cfg(test)]

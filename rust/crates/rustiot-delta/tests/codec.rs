@@ -204,7 +204,7 @@ fn a_longer_partition_serves_as_the_image() {
 
 #[test]
 fn a_full_delta_is_needed_in_parts() {
-    let new = noise(9, 5 << 20);
+    let new = noise(9, 9 << 20);
     let delta = make(&new, &[], &Options::default());
     let opened = Delta::open(delta.as_slice()).unwrap();
     let one = opened.needs(0..1);

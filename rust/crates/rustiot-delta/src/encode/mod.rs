@@ -11,7 +11,7 @@ mod trees;
 
 pub use trees::TreeHint;
 
-use crate::format::{Header, Index, LEN_MAX, SegmentInfo, SourceInfo, TreeInfo, half};
+use crate::format::{Header, Index, LEN_MAX, SegmentInfo, SourceInfo, TreeInfo, half, streams_max};
 use crate::{Delta, Error, ReadAt};
 use sha2::{Digest, Sha256};
 
@@ -96,7 +96,9 @@ pub fn encode(
         false => diff::diff(target, &trees, &old, &|share| progress(0.05 + 0.6 * share)),
     };
     progress(0.65);
-    let packed = pack::pack(target, &old, &ops, sources.is_empty(), &|share| progress(0.65 + 0.3 * share))?;
+    let trees_len: u64 = trees.iter().map(TreeInfo::len).sum();
+    let how = pack::How { full: sources.is_empty(), streams: streams_max(trees_len) as usize };
+    let packed = pack::pack(target, &old, &ops, how, &|share| progress(0.65 + 0.3 * share))?;
     let header = Header {
         target_len: target.len() as u64,
         target_sha256: Sha256::digest(target).into(),
@@ -109,7 +111,6 @@ pub fn encode(
             })
             .collect(),
     };
-    let trees_len = trees.iter().map(TreeInfo::len).sum();
     let delta = put_together(header, trees, &packed);
     verify(&delta, target, sources)?;
     out.write_all(&delta).map_err(EncodeError::Write)?;

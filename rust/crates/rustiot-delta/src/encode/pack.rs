@@ -1,16 +1,17 @@
 //! Stretches of the target as compressed segments.
 
 use super::{EncodeError, Made, Old, Stretch};
+use crate::code::Code;
 use crate::format::{SEGMENT_OPS_MAX, put_number, zigzag};
 use crate::segment::STREAMS;
 use lzma_rust2::{EncodeMode, LzmaOptions, LzmaWriter, MfType};
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Uncompressed bytes at which a segment ends; the decoder's limit leaves room for one more operation.
-const RAW: usize = 4 << 20;
 /// Streams up to this length are compressed in all the ways that [`WAYS`] has, longer ones only in the first.
 const SHORT: usize = 1 << 20;
+/// New data shorter than this is taken as it is.
+const CODE: usize = 256;
 /// LZMA's literal context bits, literal position bits and position bits.
 const WAYS: [(u32, u32, u32); 6] = [(3, 0, 2), (3, 0, 0), (0, 0, 0), (4, 0, 0), (0, 2, 2), (1, 0, 0)];
 
@@ -47,12 +48,12 @@ impl Raw {
     }
 
     /// Adds as much of the stretch as fits; returns how much that was.
-    fn push(&mut self, target: &[u8], old: &Old, stretch: &Stretch) -> usize {
+    fn push(&mut self, target: &[u8], old: &Old, stretch: &Stretch, most: usize) -> usize {
         let len = stretch.end - stretch.start;
         match stretch.made {
             Made::Zero => self.push_len(len, 2),
             Made::Extra => {
-                let len = len.min(RAW.saturating_sub(self.size()).max(1));
+                let len = len.min(most.saturating_sub(self.size()).max(1));
                 self.push_len(len, 1);
                 self.streams[4].extend_from_slice(&target[stretch.start..stretch.start + len]);
                 return len;
@@ -63,7 +64,7 @@ impl Raw {
                 let to = &target[stretch.start..stretch.end];
                 let mut done = 0;
                 // Corrections are few: pass over what is equal as fast as it goes.
-                while done < len && self.size() < RAW {
+                while done < len && self.size() < most {
                     let same = super::blocks::common_prefix(&from[done..], &to[done..]);
                     done += same;
                     self.gap += same as u64;
@@ -83,12 +84,21 @@ impl Raw {
     }
 }
 
-/// Segments from stretches; `full`: every segment makes the same length.
+/// How segments are cut.
+#[derive(Clone, Copy)]
+pub(crate) struct How {
+    /// Every segment makes the same length.
+    pub(crate) full: bool,
+    /// Uncompressed bytes of streams at which a segment ends.
+    pub(crate) streams: usize,
+}
+
+/// Segments from stretches.
 pub(crate) fn pack(
     target: &[u8],
     old: &Old,
     stretches: &[Stretch],
-    full: bool,
+    how: How,
     progress: &(dyn Fn(f32) + Sync),
 ) -> Result<Vec<Packed>, EncodeError> {
     let mut raws = vec![Raw::default()];
@@ -96,11 +106,12 @@ pub(crate) fn pack(
         let mut stretch = *stretch;
         while stretch.start < stretch.end {
             let Some(raw) = raws.last_mut() else { break };
-            if raw.size() >= RAW || raw.ops + 1 >= SEGMENT_OPS_MAX || (full && raw.len >= RAW) {
+            let full = raw.size() >= how.streams || (how.full && raw.len >= how.streams);
+            if full || raw.ops + 1 >= SEGMENT_OPS_MAX {
                 raws.push(Raw::default());
                 continue;
             }
-            let done = raw.push(target, old, &stretch);
+            let done = raw.push(target, old, &stretch, how.streams);
             stretch.start += done;
             if let Made::Copy(address) = &mut stretch.made {
                 *address += done;
@@ -121,7 +132,7 @@ fn compress_all(raws: &[Raw], progress: &(dyn Fn(f32) + Sync)) -> Result<Vec<Pac
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some((raw, stream)) = jobs.get(number) else { return done };
-            done.push((number, compress(&raws[*raw].streams[*stream])));
+            done.push((number, compress(&raws[*raw].streams[*stream], *stream + 1 == STREAMS)));
             progress(number as f32 / jobs.len() as f32);
         }
     };
@@ -140,14 +151,17 @@ fn compress_all(raws: &[Raw], progress: &(dyn Fn(f32) + Sync)) -> Result<Vec<Pac
         let mut head = Vec::new();
         let mut body = Vec::new();
         let mut streams = [0; STREAMS];
+        let mut new_data = Code::Plain;
         for (number, (_, stream)) in done.by_ref().take(STREAMS).enumerate() {
-            let (method, bytes) = stream.map_err(EncodeError::Compress)?;
+            let Stream { method, code, bytes } = stream.map_err(EncodeError::Compress)?;
+            new_data = code;
             head.push(method);
             put_number(&mut head, raw.streams[number].len() as u64);
             put_number(&mut head, bytes.len() as u64);
             streams[number] = bytes.len() as u64;
             body.extend_from_slice(&bytes);
         }
+        head.push(new_data as u8);
         let mut bytes = vec![head.len() as u8];
         bytes.extend_from_slice(&head);
         bytes.extend_from_slice(&body);
@@ -156,22 +170,54 @@ fn compress_all(raws: &[Raw], progress: &(dyn Fn(f32) + Sync)) -> Result<Vec<Pac
     Ok(packed)
 }
 
-/// The shortest form of a stream: method and bytes.
-fn compress(raw: &[u8]) -> std::io::Result<(u8, Vec<u8>)> {
-    let mut best = (0, raw.to_vec());
+/// A compressed stream.
+struct Stream {
+    method: u8,
+    code: Code,
+    bytes: Vec<u8>,
+}
+
+/// The shortest form of a stream.
+fn compress(raw: &[u8], new_data: bool) -> std::io::Result<Stream> {
+    let code = if new_data && raw.len() >= CODE { code(raw)? } else { Code::Plain };
+    let mut changed = raw.to_vec();
+    code.apply(&mut changed);
+    let mut best = Stream { method: 0, code: Code::Plain, bytes: raw.to_vec() };
     let ways = if raw.len() < SHORT { WAYS.len() } else { 1 };
-    for (lc, lp, pb) in WAYS.into_iter().take(ways) {
+    for way in WAYS.into_iter().take(ways) {
         if raw.is_empty() {
             break;
         }
-        let dictionary = (raw.len() as u32).next_power_of_two().max(4096);
-        let options = LzmaOptions::new(dictionary, lc, lp, pb, EncodeMode::Normal, 273, MfType::Bt4, 0);
-        let mut writer = LzmaWriter::new_no_header(Vec::new(), &options, false)?;
-        writer.write_all(raw)?;
-        let bytes = writer.finish()?;
-        if bytes.len() < best.1.len() {
-            best = (options.get_props() + 1, bytes);
+        let (props, bytes) = lzma(&changed, way, (EncodeMode::Normal, 273, MfType::Bt4))?;
+        if bytes.len() < best.bytes.len() {
+            best = Stream { method: props + 1, code, bytes };
         }
     }
     Ok(best)
+}
+
+/// What new data mostly is: the code that leaves the least to a fast compressor.
+fn code(raw: &[u8]) -> std::io::Result<Code> {
+    let mut best = (usize::MAX, Code::Plain);
+    for code in Code::ALL {
+        let mut changed = raw.to_vec();
+        code.apply(&mut changed);
+        let size = lzma(&changed, WAYS[0], (EncodeMode::Fast, 32, MfType::Hc4))?.1.len();
+        if size < best.0 {
+            best = (size, code);
+        }
+    }
+    Ok(best.1)
+}
+
+fn lzma(
+    bytes: &[u8],
+    (lc, lp, pb): (u32, u32, u32),
+    (mode, nice, finder): (EncodeMode, u32, MfType),
+) -> std::io::Result<(u8, Vec<u8>)> {
+    let dictionary = (bytes.len() as u32).next_power_of_two().max(4096);
+    let options = LzmaOptions::new(dictionary, lc, lp, pb, mode, nice, finder, 0);
+    let mut writer = LzmaWriter::new_no_header(Vec::new(), &options, false)?;
+    writer.write_all(bytes)?;
+    Ok((options.get_props(), writer.finish()?))
 }

@@ -56,7 +56,7 @@ fn is_there(target: &[u8], tree: &TreeInfo) -> bool {
     let (Some(data), Some(bytes)) = (data, bytes) else { return false };
     let mut hasher = TreeHasher::new(tree.data_blocks, &tree.salt);
     hasher.update(data);
-    hasher.finish() == bytes
+    hasher.finish(tree.data_blocks) == bytes
 }
 
 /// The tree of a RAUC bundle in format `verity`: image, tree, signature (with the manifest in it), and the signature's
