@@ -337,6 +337,9 @@ pub struct BenchDelta {
     /// Leave out what others make
     #[arg(long)]
     pub ours: bool,
+    /// Leave out the full way, which takes longest to make
+    #[arg(long)]
+    pub no_full: bool,
     /// What another tool may take for one step, seconds
     #[arg(long, default_value_t = 1800)]
     pub patience: u64,

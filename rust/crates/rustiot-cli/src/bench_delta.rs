@@ -30,6 +30,8 @@ struct Way {
     generate_s: Option<f64>,
     apply_s: Option<f64>,
     apply_peak_bytes: Option<u64>,
+    /// What of it the program held before it began.
+    before_bytes: Option<u64>,
 }
 
 /// All ways of one pair.
@@ -55,6 +57,7 @@ pub fn run(context: &Context, args: &args::BenchDelta) -> Done {
     if let (Some(old), Some(new)) = (&args.old, &args.new) {
         measured.push(measure(
             &toolbox,
+            !args.no_full,
             tools.as_ref().map(|tools| (tools, args.patience)),
             "files",
             "the two files",
@@ -75,6 +78,7 @@ pub fn run(context: &Context, args: &args::BenchDelta) -> Done {
     for (pair, (old, new)) in images {
         let done = measure(
             &toolbox,
+            !args.no_full,
             tools.as_ref().map(|tools| (tools, args.patience)),
             &pair.name,
             &pair.title,
@@ -110,19 +114,27 @@ pub fn apply(args: &args::DeltaApply) -> Done {
     };
     let delta = open(&args.delta)?;
     let sources = args.sources.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let before = most_held()?;
     let started = Instant::now();
     let header = apply_delta(delta, sources, &mut |_| Ok(())).map_err(|e| Fail::new(Why::Verification, e))?;
     let seconds = started.elapsed().as_secs_f64();
+    let peak = most_held()?;
+    let sha256: String = header.target_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("{}", json!({"seconds": seconds, "peak_bytes": peak, "before_bytes": before, "sha256": sha256}));
+    Ok(())
+}
+
+/// The most memory that this process had so far, bytes: its own pages and what it uses of its file.
+fn most_held() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
     let peak = peak.and_then(|kb| kb.trim().parse::<u64>().ok()).context("VmHWM is missing")?;
-    let sha256: String = header.target_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
-    println!("{}", json!({"seconds": seconds, "peak_bytes": peak * 1024, "sha256": sha256}));
-    Ok(())
+    Ok(peak.saturating_mul(1024))
 }
 
 fn measure(
     toolbox: &Toolbox,
+    with_full: bool,
     tools: Option<(&Toolbox, u64)>,
     name: &str,
     title: &str,
@@ -136,9 +148,11 @@ fn measure(
     };
     let (old, new) = (old.canonicalize().context("no old file")?, new.canonicalize().context("no new file")?);
     let sources = sources(toolbox, &old, work.path())?;
-    let full = ours("full (.rdelta)", &new, &[], work.path())?;
-    let delta = ours("delta (.rdelta)", &new, &sources, work.path())?;
-    let mut ways = vec![full, delta];
+    let mut ways = Vec::new();
+    if with_full {
+        ways.push(ours("full (.rdelta)", &new, &[], work.path())?);
+    }
+    ways.push(ours("delta (.rdelta)", &new, &sources, work.path())?);
     if let Some((tools, patience)) = tools {
         let dirs = [&old, &new].into_iter().filter_map(|path| path.parent());
         let tools = dirs.fold(tools.clone().with_path(work.path()), |tools, dir| tools.with_path(dir));
@@ -194,6 +208,7 @@ fn ours(name: &'static str, new: &Path, sources: &[(String, PathBuf)], work: &Pa
         generate_s: Some(generate),
         apply_s: told.get("seconds").and_then(serde_json::Value::as_f64),
         apply_peak_bytes: told.get("peak_bytes").and_then(serde_json::Value::as_u64),
+        before_bytes: told.get("before_bytes").and_then(serde_json::Value::as_u64),
     })
 }
 
@@ -258,7 +273,15 @@ fn others((tools, patience): (&Toolbox, u64), old: &Path, new: &Path, work: &Pat
 }
 
 fn unmeasured(name: &'static str, note: String) -> Way {
-    Way { name, bytes: None, note: Some(note), generate_s: None, apply_s: None, apply_peak_bytes: None }
+    Way {
+        name,
+        bytes: None,
+        note: Some(note),
+        generate_s: None,
+        apply_s: None,
+        apply_peak_bytes: None,
+        before_bytes: None,
+    }
 }
 
 fn other(tools: (&Toolbox, u64), tool: &Tool, old: &Path, new: &Path, work: &Path) -> Way {
@@ -325,6 +348,7 @@ fn try_other(
         generate_s: made.map(|(seconds, _)| seconds),
         apply_s: applied.map(|(seconds, _)| seconds),
         apply_peak_bytes: applied.map(|(_, peak)| peak),
+        before_bytes: None,
     })
 }
 
@@ -351,6 +375,7 @@ fn blocks(tools: &Toolbox, old: &Path, new: &Path, work: &Path) -> Result<Way> {
         generate_s: None,
         apply_s: None,
         apply_peak_bytes: None,
+        before_bytes: None,
     })
 }
 
@@ -406,6 +431,15 @@ fn judge(pair: &Pair, wanted: f64, blocks: Option<f64>, targets: &mut Vec<Target
     }
     let best = pair.ways.iter().filter(|way| !way.name.contains(".rdelta")).filter_map(|way| way.bytes).min();
     ratio(format!("{}: against the best of the others", pair.title), best, 1.0);
+    if let (Some(full), Some(other)) = (pair.bytes("full (.rdelta)"), pair.bytes("zstd -19 --long")) {
+        let ratio = full as f64 / other as f64;
+        targets.push(Target {
+            what: format!("{}: the full way against zstd -19 --long", pair.title),
+            figure: format!("{ratio:.3}×"),
+            wanted: "at most 1×".into(),
+            met: ratio <= 1.0,
+        });
+    }
     if let (Some(seconds), Some(peak)) = (ours.apply_s, ours.apply_peak_bytes) {
         let speed = pair.new_bytes as f64 / seconds;
         targets.push(Target {

@@ -145,7 +145,7 @@ pub enum WayKind {
     Delta,
     /// A `.rdelta` that needs nothing.
     Full,
-    /// The bundle as it is; RAUC's block-hash index saves what the running slot has.
+    /// The bundle as it is.
     Bundle,
     /// A kind that is younger than this code; never used.
     #[serde(other)]

@@ -16,7 +16,7 @@ pub enum WayKind {
     Delta,
     /// The whole release, compressed.
     Full,
-    /// The bundle as it is; RAUC's block-hash index saves what the running slot has.
+    /// The bundle as it is.
     Bundle,
     /// A bundle at a URL of which nothing is known.
     Plain,
