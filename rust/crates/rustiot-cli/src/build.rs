@@ -91,10 +91,12 @@ pub fn bundle(context: &Context, args: &args::Bundle) -> Done {
     };
     rustiot_image::bundle(&toolbox, &image, &request, &out, &Plain)?;
     let bytes = std::fs::metadata(&out)?.len();
+    let sbom = rustiot_repository::publish::sbom::beside(&out);
     if args.json.json {
-        println!("{}", json!({"bundle": out, "bytes": bytes, "version": image.version}));
+        println!("{}", json!({"bundle": out, "bytes": bytes, "sbom": sbom, "version": image.version}));
     } else {
         println!("{} ({} MB)", out.display(), bytes / 1_000_000);
+        println!("{} (what is in it)", sbom.display());
         println!("Offer it to devices with: rustiot serve {}", dir.unwrap_or(Path::new(".")).display());
     }
     Ok(())

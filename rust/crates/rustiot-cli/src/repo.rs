@@ -6,11 +6,11 @@ use clap::{Args, Subcommand};
 use rustiot_image::{BundleTools, Context, Plain, Toolbox};
 use rustiot_repository::publish::keys::KeyPlace;
 use rustiot_repository::publish::{
-    self, Error, KeyEntry, Rdelta, Repository, RoleName, Settings, Signing, parse_waves,
+    self, Error, KeyEntry, Published, Rdelta, Repository, RoleName, Settings, Signing, parse_waves, sbom,
 };
 use rustiot_repository::{Rollout, State};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where the repository is.
@@ -106,7 +106,7 @@ pub enum Repo {
 /// `rustiot publish`
 #[derive(Debug, Args)]
 pub struct Publish {
-    /// Signed bundles, in any order
+    /// Signed bundles, in any order; NAME.spdx.json beside NAME.raucb tells their packages
     #[arg(required = true)]
     bundles: Vec<PathBuf>,
     #[command(flatten)]
@@ -191,7 +191,9 @@ fn fail(error: Error) -> Fail {
         Error::Refused { problem, .. } if problem.starts_with("somebody else") => Why::Busy,
         Error::Refused { .. } => Why::Refused,
         Error::Settings { .. } => Why::Usage,
-        Error::Bundle { .. } | Error::Metadata { .. } | Error::Index { .. } => Why::Verification,
+        Error::Bundle { .. } | Error::Sbom { .. } | Error::Metadata { .. } | Error::Index { .. } => {
+            Why::Verification
+        }
         _ => Why::Failed,
     };
     Fail::new(why, error)
@@ -359,8 +361,60 @@ pub fn publish(context: &Context, args: &Publish) -> Done {
             let from = way.from.as_ref().map(|from| format!(" from {from}")).unwrap_or_default();
             println!("  {:>12} bytes  {}{from}", way.bytes, way.kind);
         }
+        let beside = args.bundles.iter().find(|path| {
+            publish::manifest(path).is_ok_and(|manifest| manifest.hash == release.manifest_hash)
+        });
+        for line in contents(release, beside.map(PathBuf::as_path), &args.place.repo) {
+            println!("  {line}");
+        }
     }
     told(&signing, false)
+}
+
+/// How many packages of a difference are told; all of them are in a file.
+const TOLD: usize = 20;
+
+/// What is in a release and what differs, in lines.
+fn contents(release: &Published, bundle: Option<&Path>, repo: &Path) -> Vec<String> {
+    let Some(contents) = &release.contents else {
+        let missing = bundle.map(|bundle| sbom::beside(bundle).display().to_string());
+        return vec![format!(
+            "no package list: there is no {}",
+            missing.as_deref().unwrap_or("NAME.spdx.json beside the bundle")
+        )];
+    };
+    let details = repo.join("public/targets").join(&contents.details);
+    let mut lines = vec![format!("{} packages: {}", contents.packages, details.display())];
+    for difference in &contents.differences {
+        let (changed, added, removed) =
+            (difference.changed.len(), difference.added.len(), difference.removed.len());
+        let not_listed = match difference.more {
+            0 => String::new(),
+            more => format!(", {more} not listed"),
+        };
+        lines.push(match difference.count() {
+            0 => format!("since {}: the same packages", difference.from_version),
+            _ => format!(
+                "since {}: {changed} changed, {added} added, {removed} removed{not_listed}",
+                difference.from_version
+            ),
+        });
+        let change = difference.changed.iter().map(|change| {
+            let sbom::Change { name, from, to } = change;
+            format!("  {name} {from} → {to}")
+        });
+        let added =
+            difference.added.iter().map(|package| format!("  + {} {}", package.name, package.version));
+        let removed =
+            difference.removed.iter().map(|package| format!("  - {} {}", package.name, package.version));
+        let mut told: Vec<String> = change.chain(added).chain(removed).take(TOLD).collect();
+        let more = difference.count().saturating_sub(told.len());
+        lines.append(&mut told);
+        if more > 0 {
+            lines.push(format!("  … and {more} more"));
+        }
+    }
+    lines
 }
 
 /// The line for a step, if it is further than the last one. Several threads work and tell in any order: what is behind
@@ -489,6 +543,53 @@ mod tests {
         rollout(&none).unwrap();
         let role = Repo::Rotate { role: "king".into(), add: vec![], remove: vec![], place: place() };
         assert_eq!(repo(role).unwrap_err().why(), Why::Usage);
+    }
+
+    #[test]
+    fn what_is_in_a_release_is_told_briefly() {
+        let mut release = Published {
+            compatible: "rustiot-x".into(),
+            version: "1.1.0".into(),
+            manifest_hash: rustiot_repository::Digest::of(b"1.1.0"),
+            known: false,
+            ways: vec![],
+            contents: None,
+        };
+        let told =
+            |release: &Published| contents(release, Some(Path::new("b/1.1.0.raucb")), Path::new("repo"));
+        assert_eq!(told(&release), ["no package list: there is no b/1.1.0.spdx.json"]);
+        let package = |number: usize| sbom::Package { name: format!("p{number}"), version: "1".into() };
+        let difference = |changed, added: usize| sbom::Difference {
+            from: rustiot_repository::Digest::of(b"1.0.0"),
+            from_version: "1.0.0".parse().unwrap(),
+            changed,
+            added: (0..added).map(package).collect(),
+            removed: vec![package(99)],
+            more: 5,
+        };
+        let change = sbom::Change { name: "libssl".into(), from: "3.5.1".into(), to: "3.5.4".into() };
+        let mut same = difference(vec![], 0);
+        (same.removed, same.more) = (vec![], 0);
+        release.contents = Some(publish::Contents {
+            packages: 312,
+            details: "ff.x.details.json".into(),
+            sbom: "ff.x.spdx.json".into(),
+            differences: vec![same, difference(vec![change.clone()], 1), difference(vec![change], 30)],
+        });
+        let lines = told(&release);
+        let begin = [
+            "312 packages: repo/public/targets/ff.x.details.json",
+            "since 1.0.0: the same packages",
+            "since 1.0.0: 1 changed, 1 added, 1 removed, 5 not listed",
+            "  libssl 3.5.1 → 3.5.4",
+            "  + p0 1",
+            "  - p99 1",
+            "  … and 5 more",
+            "since 1.0.0: 1 changed, 30 added, 1 removed, 5 not listed",
+        ];
+        assert_eq!(lines[..begin.len()], begin);
+        assert_eq!(lines.last().unwrap(), "  … and 17 more", "20 of 37 are told");
+        assert_eq!(lines.len(), begin.len() + 21);
     }
 
     #[test]

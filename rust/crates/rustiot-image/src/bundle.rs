@@ -8,7 +8,9 @@ use crate::error::{At, Error, output_file, refused, wrong};
 use crate::image::Image;
 use crate::keys::Signer;
 use crate::root::EPOCH;
+use crate::sbom::write_sbom;
 use crate::toolbox::Toolbox;
+use rustiot_repository::publish::sbom::beside;
 use rustiot_scratch::Scratch;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +29,7 @@ pub struct BundleRequest {
     pub meta: Vec<(String, String)>,
 }
 
-/// Writes the bundle of `image` to `out`, replacing what is there.
+/// Writes the bundle of `image` to `out`, replacing what is there, and `NAME.spdx.json` beside it: what is in it.
 ///
 /// # Errors
 /// The directory cannot be written, or RAUC refuses keys or images.
@@ -44,6 +46,7 @@ pub fn bundle(
 
 fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path) -> Result<(), Error> {
     output_file(out)?;
+    output_file(&beside(out))?;
     let (dir, out) = destination(out)?;
     let work = Scratch::new(&dir, ".rustiot-bundle")?;
     let content = work.path().join("content");
@@ -83,7 +86,15 @@ fn create(toolbox: &Toolbox, image: &Image, request: &BundleRequest, out: &Path)
     args.push(format!("--mksquashfs-args={SQUASHFS}"));
     args.extend([content.to_string_lossy().into_owned(), made.to_string_lossy().into_owned()]);
     toolbox.run_at(EPOCH, "rauc", args)?;
-    publish(&made, &out)
+    let listed = work.path().join("bundle.spdx.json");
+    write_sbom(image, &listed)?;
+    // A run that is cut short leaves a bundle without its list, never with another's.
+    let list = beside(&out);
+    if list.exists() {
+        fs::remove_file(&list).at("remove", &list)?;
+    }
+    publish(&made, &out)?;
+    publish(&listed, &list)
 }
 
 /// The directory, made if it is missing, and the file in it, both absolute.

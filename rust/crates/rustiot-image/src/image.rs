@@ -1,10 +1,11 @@
 //! One release of the OS for one board: root, initramfs, boot image. What `rustiot image build` calls.
 
-use crate::base::{Base, write_json};
+use crate::base::{Base, Package, write_json};
 use crate::cache::{Key, stage};
 use crate::context::{Context, Progress, Silent, step};
 use crate::error::{At, Error, content, wrong};
 use crate::initramfs::{self, Init};
+use crate::packages::Packages;
 use crate::programs::Programs;
 use crate::root::{self, Inputs, Verity};
 use crate::toolbox::Toolbox;
@@ -84,6 +85,10 @@ pub struct Image {
     pub sizes: Sizes,
     /// JSON list of [`PackageSize`], largest first.
     pub packages: PathBuf,
+    /// Debian's packages in root, initramfs and boot image, by name.
+    pub installed: Vec<Package>,
+    /// The Debian suite that they are from.
+    pub suite: String,
 }
 
 /// Sizes in bytes.
@@ -217,6 +222,8 @@ pub fn build(
         verity: root.verity,
         root: root.image,
         packages: root.sizes,
+        installed: base.packages()?,
+        suite: Packages::load(&ctx.conf("lab/packages.toml"))?.suite,
         board,
         layout,
         boot,

@@ -33,6 +33,7 @@ mod programs;
 mod publisher;
 mod releases;
 mod root;
+mod sbom;
 mod toolbox;
 
 pub use apt::Mirror;

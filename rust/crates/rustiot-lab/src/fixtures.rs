@@ -281,6 +281,8 @@ impl Fixtures {
         key.hash(&mut hasher);
         let path = dir.join(format!("{name}-{:016x}.{kind}", hasher.finish()));
         forget_old(&dir, &format!("{name}-"), &format!(".{kind}"), &path);
+        // A bundle has its list of packages beside it.
+        forget_old(&dir, &format!("{name}-"), ".spdx.json", &path.with_extension("spdx.json"));
         Ok(path)
     }
 

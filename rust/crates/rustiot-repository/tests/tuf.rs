@@ -713,3 +713,105 @@ fn a_bundle_that_is_none_is_refused_before_anything_is_written() {
     let error = world.repo().publish(&[forged], None, &Plain, &Difference, NOW, &|_, _| {}).unwrap_err();
     assert!(error.to_string().contains("signature is refused"), "{error}");
 }
+
+/// The SPDX document of `bundle`, in the form of Yocto's.
+fn spdx(bundle: &Path, packages: &[(&str, &str)]) {
+    let package = |(name, version): &(&str, &str)| {
+        serde_json::json!({"type": "software_Package", "name": name, "software_packageVersion": version,
+                           "software_primaryPurpose": "install"})
+    };
+    let graph: Vec<_> = packages.iter().map(package).collect();
+    let document =
+        serde_json::json!({"@context": "https://spdx.org/rdf/3.0.1/spdx-context.jsonld", "@graph": graph});
+    std::fs::write(bundle.with_extension("spdx.json"), document.to_string()).unwrap();
+}
+
+#[test]
+fn what_is_in_a_release_is_published_with_what_differs_from_those_that_a_delta_starts_from() {
+    let world = World::simple();
+    let publish = |path: &PathBuf, now| {
+        let repo = world.repo();
+        let result = repo.publish(std::slice::from_ref(path), None, &Plain, &Difference, now, &|_, _| {});
+        result.map(|(mut published, signing)| (published.remove(0), signing))
+    };
+    // 1.0.0 is published without a list: nothing to compare with.
+    let first = bundle(world.dir.path(), "1.0.0");
+    let second = bundle(world.dir.path(), "1.1.0");
+    spdx(&second, &[("openssl", "3.5.1"), ("zlib", "1.3"), ("old", "1")]);
+    let (told, _) = publish(&second, NOW + 1).unwrap();
+    let contents = told.contents.unwrap();
+    assert_eq!((contents.packages, contents.differences.len()), (3, 0));
+    // It gets one later.
+    spdx(&first, &[("openssl", "3.5.0"), ("zlib", "1.3")]);
+    let (told, _) = publish(&first, NOW + 2).unwrap();
+    assert!(told.known && told.contents.unwrap().packages == 2);
+
+    let third = bundle(world.dir.path(), "1.2.0");
+    spdx(&third, &[("openssl", "3.5.4"), ("zlib", "1.3"), ("new", "2")]);
+    let (told, signing) = publish(&third, NOW + 3).unwrap();
+    assert!(signing.written.iter().any(|name| name.ends_with("targets.json")), "{signing:?}");
+    let contents = told.contents.unwrap();
+    let told: Vec<String> = contents
+        .differences
+        .iter()
+        .map(|d| {
+            let changed: Vec<_> =
+                d.changed.iter().map(|c| format!("{} {}>{}", c.name, c.from, c.to)).collect();
+            let names = |list: &[rustiot_repository::publish::sbom::Package]| {
+                list.iter().map(|p| p.name.clone()).collect::<Vec<_>>().join(" ")
+            };
+            format!("{}: {} +{} -{}", d.from_version, changed.join(" "), names(&d.added), names(&d.removed))
+        })
+        .collect();
+    assert_eq!(told, ["1.1.0: openssl 3.5.1>3.5.4 +new -old", "1.0.0: openssl 3.5.0>3.5.4 +new -"]);
+
+    // The index names the details, the details the document; names are hashes of contents.
+    let index = world.repo().index("rustiot-x").unwrap();
+    let details = index.releases[0].details.clone().unwrap();
+    let read = |file: &rustiot_repository::File| {
+        let bytes = std::fs::read(world.dir.path().join("repo/public/targets").join(file.path())).unwrap();
+        assert_eq!((Digest::of(&bytes), bytes.len() as u64), (file.sha256, file.len));
+        bytes
+    };
+    let details: rustiot_repository::publish::sbom::Details =
+        serde_json::from_slice(&read(&details)).unwrap();
+    assert_eq!((details.format, details.packages.len()), (1, 3));
+    assert_eq!(read(&details.sbom), std::fs::read(world.dir.path().join("1.2.0.spdx.json")).unwrap());
+
+    // Once more: nothing is written. Without the document, what is published stays.
+    assert!(publish(&third, NOW + 4).unwrap().1.written.is_empty());
+    std::fs::remove_file(world.dir.path().join("1.2.0.spdx.json")).unwrap();
+    let (told, signing) = publish(&third, NOW + 5).unwrap();
+    assert!(signing.written.is_empty());
+    assert_eq!(told.contents.unwrap(), contents);
+}
+
+#[test]
+fn a_damaged_package_list_is_refused_before_anything_is_published() {
+    let world = World::simple();
+    let path = bundle(world.dir.path(), "1.1.0");
+    let publish =
+        || world.repo().publish(std::slice::from_ref(&path), None, &Plain, &Difference, NOW, &|_, _| {});
+    std::fs::write(path.with_extension("spdx.json"), r#"{"spdxVersion": "SPDX-2.3"}"#).unwrap();
+    let error = publish().unwrap_err().to_string();
+    for words in ["1.1.0.spdx.json: ", "SPDX-2.3", "remove the file"] {
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(world.repo().index("rustiot-x").unwrap().releases.len(), 1);
+
+    // A list of an older release that was damaged afterwards.
+    spdx(&path, &[("a", "1")]);
+    publish().unwrap();
+    let details = world.repo().index("rustiot-x").unwrap().releases[0].details.clone().unwrap();
+    let details = world.dir.path().join("repo/public/targets").join(details.path());
+    std::fs::write(&details, "{}").unwrap();
+    let newer = bundle(world.dir.path(), "1.2.0");
+    spdx(&newer, &[("a", "2")]);
+    let again =
+        || world.repo().publish(std::slice::from_ref(&newer), None, &Plain, &Difference, NOW, &|_, _| {});
+    let error = again().unwrap_err().to_string();
+    assert!(error.contains("details.json: it is damaged") && error.contains("remove it"), "{error}");
+    std::fs::remove_file(&details).unwrap();
+    publish().unwrap();
+    assert_eq!(again().unwrap().0[0].contents.as_ref().unwrap().differences[0].changed.len(), 1);
+}

@@ -15,11 +15,12 @@ mod bundle;
 pub mod keys;
 mod metadata;
 mod releases;
+pub mod sbom;
 mod settings;
 
 pub use bundle::{Manifest, manifest};
 pub use metadata::{Repository, RoleStatus, Signing, Status};
-pub use releases::{Encoder, Published, Rdelta, Tool, WaySize, parse_waves};
+pub use releases::{Contents, Encoder, Published, Rdelta, Tool, WaySize, parse_waves};
 pub use settings::{KeyEntry, RoleName, Settings};
 
 use std::io;
@@ -79,6 +80,14 @@ pub enum Error {
         /// The bundle.
         path: PathBuf,
         /// What is wrong with it.
+        why: String,
+    },
+    /// An SPDX document beside a bundle, or a file made from one, is not what it should be.
+    #[error("{}: {why}", path.display())]
+    Sbom {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
         why: String,
     },
     /// A delta cannot be made.

@@ -3,9 +3,10 @@
 //! A delta that is finished is in the index at once, so that a run which was cut short goes on behind it.
 
 use super::metadata::{Repository, Signing};
+use super::sbom::{self, Details, Difference, Sbom};
 use super::{At, Error, bundle, install};
 use crate::digest::Digest;
-use crate::index::{Content, File, Index, MAX_NOTES, Release, Source, Way, WayKind};
+use crate::index::{Content, FORMAT, File, Index, MAX_NOTES, Release, Source, Way, WayKind};
 use crate::rollout::{Named, PLACES, Rollout, State, Wave};
 use semver::Version;
 use serde::Serialize;
@@ -85,6 +86,21 @@ pub struct Published {
     pub known: bool,
     /// Its ways.
     pub ways: Vec<WaySize>,
+    /// What is in it, if an SPDX document said so.
+    pub contents: Option<Contents>,
+}
+
+/// What is in a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Contents {
+    /// How many packages.
+    pub packages: usize,
+    /// The file with list and differences, below `public/targets`.
+    pub details: String,
+    /// The SPDX document, below `public/targets`.
+    pub sbom: String,
+    /// What differs from older releases, the newest of them first.
+    pub differences: Vec<Difference>,
 }
 
 impl Repository {
@@ -104,6 +120,8 @@ impl Repository {
     ) -> Result<(Vec<Published>, Signing), Error> {
         let mut manifests = Vec::new();
         for path in bundles {
+            // What is wrong is said before hours of encoding, and is read again when its turn comes: it may be large.
+            sbom::read(path)?;
             manifests.push((bundle::manifest(path)?, path));
         }
         manifests.sort_by(|(a, _), (b, _)| a.version.cmp_precedence(&b.version));
@@ -214,8 +232,12 @@ impl Repository {
                 self.add(&mut index, &manifest.hash, way(WayKind::Bundle, file, None), now)?;
             }
         }
+        if let Some(sbom) = sbom::read(path)? {
+            self.describe(&mut index, &manifest.hash, &name, sbom, now)?;
+        }
         self.roll_out(&index, &manifest.hash, now)?;
         self.forget(&mut index)?;
+        let contents = index.release(&manifest.hash).map(|release| self.contents(release)).transpose()?;
         let ways = index.release(&manifest.hash).map(|release| release.ways.clone()).unwrap_or_default();
         Ok(Published {
             compatible: manifest.compatible.clone(),
@@ -230,7 +252,97 @@ impl Repository {
                     bytes: way.file.len,
                 })
                 .collect(),
+            contents: contents.flatten(),
         })
+    }
+
+    /// Publishes the SPDX document of a release, and its details: the list of packages and what differs from the release
+    /// before it and from each that a delta starts from.
+    fn describe(
+        &self,
+        index: &mut Index,
+        hash: &Digest,
+        name: &str,
+        sbom: Sbom,
+        now: u64,
+    ) -> Result<(), Error> {
+        let Some(release) = index.release(hash) else { return Ok(()) };
+        let older = |other: &&Release| other.version.cmp_precedence(&release.version).is_lt();
+        let before = index.releases.iter().find(older).map(|other| other.manifest_hash);
+        let starts = |other: &Release| release.ways.iter().any(|way| way.from == Some(other.manifest_hash));
+        let mut differences = Vec::new();
+        for other in index.releases.iter().filter(older) {
+            if Some(other.manifest_hash) != before && !starts(other) {
+                continue;
+            }
+            if let Some(details) = self.details(other)? {
+                let version = other.version.clone();
+                let (old, new) = (&details.packages, &sbom.packages);
+                differences.push(sbom::difference(other.manifest_hash, version, old, new));
+            }
+        }
+        let document = self.target(&format!("{name}.spdx.json"), &sbom.bytes)?;
+        let (_, bytes) = Details::new(document, sbom.packages, differences)
+            .map_err(|why| Error::Sbom { path: sbom.path, why })?;
+        let details = self.target(&format!("{name}.details.json"), &bytes)?;
+        if release.details.as_ref() == Some(&details) {
+            return Ok(());
+        }
+        index.published = now;
+        if let Some(release) = index.releases.iter_mut().find(|release| release.manifest_hash == *hash) {
+            release.details = Some(details);
+        }
+        self.set_index(index)
+    }
+
+    /// Puts a file among the targets, unless it is there.
+    #[expect(clippy::disallowed_methods, reason = "synced by `install` before it gets its name")]
+    fn target(&self, name: &str, bytes: &[u8]) -> Result<File, Error> {
+        let file = File { name: name.to_owned(), len: length(bytes.len()), sha256: Digest::of(bytes) };
+        let temporary = self.dir().join("work/.target.tmp");
+        std::fs::write(&temporary, bytes).at("write", &temporary)?;
+        install(&temporary, &self.targets_dir().join(file.path()))?;
+        Ok(file)
+    }
+
+    /// The details of a release, if it has some and they are here.
+    fn details(&self, release: &Release) -> Result<Option<Details>, Error> {
+        let Some(file) = &release.details else { return Ok(None) };
+        let path = self.targets_dir().join(file.path());
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.at("read", &path)?,
+        };
+        let damaged = |why: String| Error::Sbom { path: path.clone(), why };
+        if Digest::of(&bytes) != file.sha256 {
+            return Err(damaged(
+                "it is damaged, its hash is not that of its name: copy it back from the web server, or remove it \
+                 and publish its release's bundle again"
+                    .to_owned(),
+            ));
+        }
+        let details: Details = serde_json::from_slice(&bytes).map_err(|error| {
+            damaged(format!(
+                "it cannot be read: {error}; publish its release's bundle again with this program"
+            ))
+        })?;
+        if details.format != FORMAT {
+            return Err(damaged(format!(
+                "it has format {}, this program reads {FORMAT}: publish with the newer one",
+                details.format
+            )));
+        }
+        Ok(Some(details))
+    }
+
+    fn contents(&self, release: &Release) -> Result<Option<Contents>, Error> {
+        let (Some(file), Some(details)) = (&release.details, self.details(release)?) else { return Ok(None) };
+        Ok(Some(Contents {
+            packages: details.packages.len(),
+            details: file.path(),
+            sbom: details.sbom.path(),
+            differences: details.differences,
+        }))
     }
 
     /// Releases that get a delta to `version`: the last ones before it and those of the factory.
