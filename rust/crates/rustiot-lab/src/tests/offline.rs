@@ -1,9 +1,9 @@
 //! Releases without a server: from a USB stick, and over ssh from a workstation.
 
-use super::ota::{json, number, outcome, text};
+use super::ota::{NOISY, json, number, outcome, text};
 use crate::ctx::Ctx;
 use crate::device::{Device, HEALTHY};
-use crate::fixtures::{A, B, File, Release};
+use crate::fixtures::{A, B};
 use crate::runner::LabTest;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -42,10 +42,6 @@ const FIRST: u64 = 1 << 20;
 const STICK: u64 = 512 << 20;
 /// Where the device has it.
 const MOUNT: &str = "/run/rustiot/media/sda1";
-
-/// A release whose bundle takes its time on a slow stick.
-const NOISY: Release =
-    Release { files: &[File::Noise("usr/share/noise", 24 << 20)], ..Release::new("noisy", "1.3.0") };
 
 /// A stick as people have them, one partition with FAT, and on it what the web server would show.
 fn stick(ctx: &Ctx) -> Result<PathBuf> {
