@@ -5,8 +5,8 @@
 
 use crate::Error;
 
-/// Absolute and clean: no `.`, no `..`, no empty component; a trailing `/` or `/.` is kept as `/`, because it says that
-/// the path must be a directory.
+/// Absolute and clean: no `.`, no `..`, no empty component; a trailing `/` or `/.` is kept, because it says that the
+/// path must be a directory, and `/.` that its contents are meant: the names in the archive begin with `./` then.
 ///
 /// # Errors
 /// [`Error::Invalid`] for nothing, a zero byte, and more than the kernel takes.
@@ -33,6 +33,9 @@ pub fn clean(path: &str) -> Result<String, Error> {
     let mut clean = format!("/{}", parts.join("/"));
     if clean != "/" && (path.ends_with('/') || path.ends_with("/.")) {
         clean.push('/');
+    }
+    if path.ends_with("/.") {
+        clean.push('.');
     }
     Ok(clean)
 }
@@ -63,7 +66,8 @@ mod tests {
             ("etc/hosts", "/etc/hosts"),
             ("/etc//./hosts", "/etc/hosts"),
             ("/etc/", "/etc/"),
-            ("/etc/.", "/etc/"),
+            ("/etc/.", "/etc/."),
+            ("/./.", "/."),
             ("../../etc/passwd", "/etc/passwd"),
             ("/a/../../b/..", "/"),
             (".", "/"),
@@ -80,7 +84,8 @@ mod tests {
         fn a_clean_path_never_climbs_and_stays_as_it_is(path in "[a./\\PC]{1,60}") {
             if let Ok(once) = clean(&path) {
                 prop_assert!(once.starts_with('/'));
-                prop_assert!(once.split('/').all(|part| part != ".." && part != "."));
+                let inner = once.strip_suffix("/.").unwrap_or(&once);
+                prop_assert!(inner.split('/').all(|part| part != ".." && part != "."));
                 prop_assert_eq!(clean(&once).unwrap(), once);
             }
         }

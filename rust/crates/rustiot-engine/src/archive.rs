@@ -88,6 +88,12 @@ fn entry<W: Write>(
             let target = readlinkat(parent, name)?;
             let mut header = header(&stat, EntryType::Symlink);
             header.set_size(0);
+            if is_literal(at.as_os_str()) {
+                if header.set_link_name_literal(target.as_bytes()).is_err() {
+                    long(tar, EntryType::GNULongLink, target.as_bytes())?;
+                }
+                return append(tar, &mut header, at.as_os_str(), io::empty());
+            }
             tar.append_link(&mut header, at, Path::new(&target))
         }
         SFlag::S_IFDIR => {
@@ -153,13 +159,56 @@ fn member<W: Write>(
     }
     // A directory's name ends with a slash.
     let mut path = at.as_os_str().to_owned();
-    if entry_kind == EntryType::Directory {
+    if entry_kind == EntryType::Directory && path != "/" {
         path.push("/");
+    }
+    if is_literal(&path) {
+        return match data {
+            Some(data) => append(tar, &mut header, &path, data),
+            None => append(tar, &mut header, &path, io::empty()),
+        };
     }
     match data {
         Some(data) => tar.append_data(&mut header, path, data),
         None => tar.append_data(&mut header, path, io::empty()),
     }
+}
+
+/// Names that the client replaces the beginning of, which `tar` would make clean: of the root and of `DIR/.`.
+fn is_literal(path: &OsStr) -> bool {
+    path.as_bytes().starts_with(b"/") || path.as_bytes().starts_with(b"./")
+}
+
+/// A member with its name as it is.
+fn append<W: Write>(
+    tar: &mut Builder<W>,
+    header: &mut Header,
+    path: &OsStr,
+    data: impl Read,
+) -> io::Result<()> {
+    let bytes = path.as_bytes();
+    let room = header.as_old().name.len();
+    if bytes.len() > room {
+        long(tar, EntryType::GNULongName, bytes)?;
+    }
+    for (to, from) in header.as_old_mut().name.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    header.set_cksum();
+    tar.append(header, data)
+}
+
+/// A name that is longer than the next header has room for.
+fn long<W: Write>(tar: &mut Builder<W>, kind: EntryType, name: &[u8]) -> io::Result<()> {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    for (to, from) in header.as_old_mut().name.iter_mut().zip(b"././@LongLink") {
+        *to = *from;
+    }
+    header.set_mode(0o644);
+    header.set_size(u64::try_from(name.len()).unwrap_or(0).saturating_add(1));
+    header.set_cksum();
+    tar.append(&header, name.chain(&b"\0"[..]))
 }
 
 /// The components of a member's name, if it stays below where it is unpacked.
@@ -302,30 +351,12 @@ pub fn link_target(parent: BorrowedFd<'_>, name: &OsStr) -> String {
     readlinkat(parent, name).map(|t| t.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Go's idea of a mode: permission bits with its own bits for the kind.
-pub fn go_mode(stat: &FileStat) -> u32 {
-    let bits = stat.st_mode;
-    let mut mode = bits & 0o777;
-    mode |= match kind(stat) {
-        SFlag::S_IFDIR => 1 << 31,
-        SFlag::S_IFLNK => 1 << 27,
-        SFlag::S_IFBLK => 1 << 26,
-        SFlag::S_IFIFO => 1 << 25,
-        SFlag::S_IFSOCK => 1 << 24,
-        SFlag::S_IFCHR => (1 << 26) | (1 << 21),
-        _ => 0,
-    };
-    for (bit, go) in [(0o4000, 1 << 23), (0o2000, 1 << 22), (0o1000, 1 << 20)] {
-        if bits & bit != 0 {
-            mode |= go;
-        }
-    }
-    mode
-}
-
-/// The last component as a member's name; the root's is `/`.
+/// The last component as a member's name; the root's is `/`, that of a directory's contents (`DIR/.`) is `.`.
 pub fn base_name(path: &str) -> OsString {
-    let clean: PathBuf = path.trim_end_matches("/.").trim_end_matches('/').into();
+    if path.ends_with("/.") {
+        return ".".into();
+    }
+    let clean: PathBuf = path.trim_end_matches('/').into();
     clean.file_name().map_or_else(|| OsStr::from_bytes(b"/").to_owned(), OsStr::to_owned)
 }
 
@@ -354,6 +385,38 @@ mod tests {
         assert_eq!(std::fs::metadata(b.join("top/sub/file")).unwrap().permissions().mode() & 0o7777, 0o4755);
         assert_eq!(std::fs::read_link(b.join("top/link")).unwrap(), Path::new("/nowhere"));
         assert!(b.join("top/sub/empty").is_dir());
+    }
+
+    #[test]
+    fn contents_keep_the_dot_in_front_and_long_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = "n".repeat(120);
+        std::fs::write(dir.path().join("file.txt"), "x").unwrap();
+        std::fs::write(dir.path().join(&long), "long").unwrap();
+        symlink("t".repeat(150), dir.path().join("link")).unwrap();
+        for (prefix, first) in [(".", "./"), ("/", "/")] {
+            let mut bytes = Vec::new();
+            pack(&directory(dir.path()), OsStr::new(prefix), &mut bytes).unwrap();
+            let mut tar = tar::Archive::new(&*bytes);
+            let members: Vec<(String, Option<String>)> = tar
+                .entries()
+                .unwrap()
+                .map(|e| {
+                    let e = e.unwrap();
+                    let link = e.link_name_bytes().map(|l| String::from_utf8_lossy(&l).into_owned());
+                    (String::from_utf8_lossy(&e.path_bytes()).into_owned(), link)
+                })
+                .collect();
+            assert_eq!(
+                members,
+                [
+                    (first.to_owned(), None),
+                    (format!("{first}file.txt"), None),
+                    (format!("{first}link"), Some("t".repeat(150))),
+                    (format!("{first}{long}"), None),
+                ]
+            );
+        }
     }
 
     fn archive(build: impl FnOnce(&mut Builder<Vec<u8>>)) -> Vec<u8> {

@@ -1221,8 +1221,9 @@ impl Engine for RustiotEngine {
                 let (stat, parent) = stat(&files.root, &inside, &path, &id)?;
                 let name = archive::base_name(&path);
                 let resolved = archive::base_name(&inside.to_string_lossy());
+                let contents = resolved == "/" || path.ends_with('/') || path.ends_with("/.");
                 std::thread::spawn(move || {
-                    let result = if resolved == "/" || path.ends_with("/.") {
+                    let result = if contents {
                         files.root.directory(&inside).and_then(|d| archive::pack(&d, &name, writer))
                     } else {
                         archive::pack_entry(parent.as_fd(), &resolved, writer)
@@ -1560,7 +1561,7 @@ fn stat(
     let stat = PathStat {
         name: name.to_string_lossy().into_owned(),
         size: stat.st_size,
-        mode: archive::go_mode(&stat),
+        mode: stat.st_mode,
         modified,
         link_target,
     };

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, umount2};
 use rustiot_images::Rootfs;
 
 use crate::beneath::{self, Root};
@@ -50,10 +50,7 @@ pub fn mount_root(layout: &Layout, id: &str, image: &Rootfs) -> Result<PathBuf, 
         let place = layout.layers().join(layer.diff_id.hex());
         if !there.contains(&place) {
             std::fs::create_dir_all(&place).map_err(at("make", &place))?;
-            let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-            mount(Some(&layer.file), &place, Some("erofs"), flags, None::<&str>)
-                .map_err(|errno| errno.into())
-                .map_err(at("mount", &layer.file))?;
+            rustiot_images::mount::layer(&layer.file, &place).map_err(at("mount", &layer.file))?;
         }
         lower.push(place);
     }

@@ -16,8 +16,8 @@ use super::system::merge;
 use super::{decode, hijack};
 use crate::filters::Filters;
 use crate::types::{
-    AttachOptions, ChangeKind, ContainerSummary, CreateContainer, ExecConfig, PathStat, PutArchive,
-    UpdateContainer, WaitCondition,
+    AttachOptions, Attached, ChangeKind, Channel, ContainerSummary, CreateContainer, ExecConfig, Output,
+    PathStat, PutArchive, UpdateContainer, WaitCondition,
 };
 use crate::{Error, human, path, select};
 
@@ -305,7 +305,16 @@ pub async fn start_exec(mut call: Call, id: &str) -> Answer {
         }
         _ => None,
     };
-    let attached = call.to_end(async move |engine| engine.start_exec(&id, start.tty, size).await).await?;
+    let tty = start.tty || exec.config.tty;
+    let attached = match call.to_end(async move |engine| engine.start_exec(&id, tty, size).await).await {
+        // Docker has switched to the stream by then: the client prints the text and asks for the exit code.
+        Err(Error::CannotRun(text)) => {
+            let bytes = Bytes::from(format!("{text}\r\n"));
+            let said = stream::once(async { Ok(Output { channel: Channel::Stdout, bytes }) });
+            Attached { tty, output: said.boxed(), input: None }
+        }
+        other => other?,
+    };
     hijack::answer(call, attached, keys)
 }
 
