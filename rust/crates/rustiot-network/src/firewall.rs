@@ -1,0 +1,287 @@
+//! The one nftables table, `inet rustiot-networks`: computed whole from what is recorded, replaced in one transaction.
+//!
+//! It never reads or changes another table. What it decides on is what comes from or goes to our bridges; other packets
+//! pass, except that forwarding which the engine had to switch on stays closed to them. Called by `networks`.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use nlink::{
+    Connection, Nftables,
+    netlink::{
+        nftables::{
+            BaseChain, Chain, CtState, CtStatus, Family, FibFlags, Field, FilterHook, Match, NatHook,
+            NatStatement, Policy, Priority, Rule, Transaction,
+        },
+        types::route::RouteType,
+    },
+};
+
+use crate::record::{BRIDGE_PREFIX, Endpoint, Endpoints, HostPort, Network, Networks, Protocol, Published};
+
+/// The table's name.
+pub(crate) const TABLE: &str = "rustiot-networks";
+const FAMILY: Family = Family::Inet;
+const NFPROTO_IPV4: u8 = 2;
+const ICMP_ECHO_REQUEST: u8 = 8;
+
+/// The table could not be replaced. The one before is still in force.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} the nftables table inet {TABLE}; is nf_tables with NAT in the kernel?")]
+pub struct Error {
+    action: &'static str,
+    #[source]
+    source: Box<nlink::Error>,
+}
+
+fn because(action: &'static str) -> impl Fn(nlink::Error) -> Error {
+    move |source| Error { action, source: Box::new(source) }
+}
+
+/// A connection to nf_tables.
+pub(crate) struct Firewall {
+    connection: Connection<Nftables>,
+}
+
+impl Firewall {
+    pub(crate) fn open() -> Result<Firewall, Error> {
+        Ok(Firewall { connection: Connection::<Nftables>::new().map_err(because("reach"))? })
+    }
+
+    /// Replaces the table by what the records say.
+    pub(crate) async fn apply(
+        &self,
+        networks: &Networks,
+        endpoints: &Endpoints,
+        closed: bool,
+    ) -> Result<(), Error> {
+        let mut batch = self.without().await?.add_table(TABLE, FAMILY);
+        for chain in chains().map_err(because("describe"))? {
+            batch = batch.add_chain(chain);
+        }
+        for rule in rules(networks, endpoints, closed) {
+            batch = batch.add_rule(rule);
+        }
+        batch.commit(&self.connection).await.map_err(because("replace"))
+    }
+
+    /// Removes the table.
+    pub(crate) async fn remove(&self) -> Result<(), Error> {
+        self.connection.del_table_if_exists(TABLE, FAMILY).await.map_err(because("remove")).map(drop)
+    }
+
+    /// A transaction that begins by removing the table, if there is one.
+    async fn without(&self) -> Result<Transaction, Error> {
+        let tables = self.connection.list_tables_in(FAMILY).await.map_err(because("look for"))?;
+        let batch = self.connection.transaction();
+        Ok(if tables.iter().any(|table| table.name == TABLE) {
+            batch.del_table(TABLE, FAMILY)
+        } else {
+            batch
+        })
+    }
+}
+
+const PREROUTING: &str = "prerouting";
+const OUTPUT: &str = "output";
+const POSTROUTING: &str = "postrouting";
+const FORWARD: &str = "forward";
+const INPUT: &str = "input";
+
+fn chains() -> nlink::Result<Vec<Chain>> {
+    let base = |name, base: BaseChain| -> nlink::Result<Chain> {
+        Ok(Chain::new(TABLE, name)?.family(FAMILY).base(base.policy(Policy::Accept)))
+    };
+    Ok(vec![
+        base(PREROUTING, BaseChain::nat(NatHook::Prerouting, Priority::DstNat))?,
+        base(OUTPUT, BaseChain::nat(NatHook::Output, Priority::DstNat))?,
+        base(POSTROUTING, BaseChain::nat(NatHook::Postrouting, Priority::SrcNat))?,
+        base(FORWARD, BaseChain::filter(FilterHook::Forward, Priority::Filter))?,
+        base(INPUT, BaseChain::filter(FilterHook::Input, Priority::Filter))?,
+    ])
+}
+
+fn rule(chain: &str) -> Rule {
+    Rule::new(TABLE, chain).family(FAMILY)
+}
+
+fn port(rule: Rule, protocol: Protocol, port: u16) -> Rule {
+    match protocol {
+        Protocol::Tcp => rule.match_tcp_dport(port),
+        Protocol::Udp => rule.match_udp_dport(port),
+    }
+}
+
+fn known(chain: &str) -> Rule {
+    rule(chain).match_ct_state(CtState::ESTABLISHED | CtState::RELATED)
+}
+
+/// All rules, in order. Pure.
+fn rules(networks: &Networks, endpoints: &Endpoints, closed: bool) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let published = || {
+        endpoints
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| networks.networks.get(&endpoint.network).map(|n| (n, endpoint)))
+    };
+
+    for (_, endpoint) in published() {
+        for port in &endpoint.published {
+            rules.extend([PREROUTING, OUTPUT].map(|chain| translate(chain, endpoint, port)));
+        }
+    }
+
+    for network in networks.networks.values() {
+        rules.extend(sources(network));
+    }
+
+    // Forward. Answers and what belongs to a connection; what was published; the network itself; then nothing between
+    // networks, out for all but internal networks, and nothing in.
+    rules.push(known(FORWARD).accept());
+    for (network, endpoint) in published() {
+        for published in &endpoint.published {
+            let inward = rule(FORWARD)
+                .match_oif(&network.bridge)
+                .match_ct_status(CtStatus::DST_NAT)
+                .match_daddr_v4(endpoint.address, 32);
+            rules.push(port(inward, published.protocol, published.container_port).accept());
+        }
+    }
+    for network in networks.networks.values() {
+        rules.push(rule(FORWARD).match_iif(&network.bridge).match_oif(&network.bridge).accept());
+    }
+    rules.push(rule(FORWARD).match_iif_prefix(BRIDGE_PREFIX).match_oif_prefix(BRIDGE_PREFIX).drop());
+    for network in networks.networks.values().filter(|network| !network.internal) {
+        let outward = rule(FORWARD).match_iif(&network.bridge);
+        rules.push(outward.match_saddr_v4(network.subnet.network(), network.subnet.prefix()).accept());
+    }
+    rules.push(rule(FORWARD).match_iif_prefix(BRIDGE_PREFIX).drop());
+    rules.push(rule(FORWARD).match_oif_prefix(BRIDGE_PREFIX).drop());
+    if closed {
+        rules.push(rule(FORWARD).then(Match::eq(Field::NfProto, NFPROTO_IPV4)).drop());
+    }
+
+    // The host itself: answers, ping of the gateway, what the network allows; nothing else.
+    rules.push(known(INPUT).match_iif_prefix(BRIDGE_PREFIX).accept());
+    for network in networks.networks.values() {
+        let to_gateway = || {
+            rule(INPUT)
+                .match_iif(&network.bridge)
+                .match_saddr_v4(network.subnet.network(), network.subnet.prefix())
+                .match_daddr_v4(network.gateway, 32)
+        };
+        rules.push(to_gateway().match_icmp_type(ICMP_ECHO_REQUEST).accept());
+        for HostPort { protocol, port: number } in &network.host_ports {
+            rules.push(port(to_gateway(), *protocol, *number).accept());
+        }
+    }
+    // What claims to come from or go to the loopback gets no answer.
+    rules.push(
+        rule(INPUT).match_iif_prefix(BRIDGE_PREFIX).match_daddr_v4(Ipv4Addr::new(127, 0, 0, 0), 8).drop(),
+    );
+    rules.push(
+        rule(INPUT).match_iif_prefix(BRIDGE_PREFIX).match_saddr_v4(Ipv4Addr::new(127, 0, 0, 0), 8).drop(),
+    );
+    rules.push(rule(INPUT).match_iif_prefix(BRIDGE_PREFIX).reject());
+    rules
+}
+
+/// A published port: to the container, whoever asks for one of the host's own addresses. The source stays.
+fn translate(chain: &str, endpoint: &Endpoint, published: &Published) -> Rule {
+    let mut matching = rule(chain).match_fib_type(FibFlags::DADDR, RouteType::Local);
+    if let Some(address) = published.host_address {
+        matching = matching.match_daddr_v4(address, 32);
+    }
+    port(matching, published.protocol, published.host_port)
+        .nat(NatStatement::dnat(IpAddr::V4(endpoint.address)).port(published.container_port))
+}
+
+/// Where a source address is replaced by the host's, because no answer could come back otherwise.
+fn sources(network: &Network) -> Vec<Rule> {
+    let (subnet, prefix) = (network.subnet.network(), network.subnet.prefix());
+    let from = || rule(POSTROUTING).match_saddr_v4(subnet, prefix);
+    let mut rules = vec![
+        // A container that asks for a published port of its own network.
+        from()
+            .match_oif(&network.bridge)
+            .match_ct_status(CtStatus::DST_NAT)
+            .match_daddr_v4(subnet, prefix)
+            .masquerade(),
+        // The host's own 127.0.0.1:PORT.
+        rule(POSTROUTING)
+            .match_oif(&network.bridge)
+            .match_saddr_v4(Ipv4Addr::new(127, 0, 0, 0), 8)
+            .masquerade(),
+    ];
+    if !network.internal {
+        rules.push(from().match_oif_not(&network.bridge).masquerade());
+    }
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_whole_table_reads_as_it_is_meant() {
+        let network = |name: &str, subnet: &str, internal| Network {
+            name: name.into(),
+            bridge: format!("rib-{name}"),
+            subnet: subnet.parse().unwrap(),
+            gateway: subnet.parse::<crate::Subnet>().unwrap().first_host(),
+            internal,
+            host_ports: BTreeSet::from([HostPort { protocol: Protocol::Udp, port: 53 }]),
+            labels: Default::default(),
+        };
+        let networks = Networks {
+            networks: [network("a", "172.17.0.0/16", false), network("b", "172.18.0.0/16", true)]
+                .map(|network| (network.name.clone(), network))
+                .into(),
+        };
+        let endpoint = Endpoint {
+            container: "c".into(),
+            network: "a".into(),
+            address: Ipv4Addr::new(172, 17, 0, 2),
+            link: "riv-c".into(),
+            interface: "eth0".into(),
+            aliases: BTreeSet::new(),
+            published: BTreeSet::from([Published {
+                protocol: Protocol::Tcp,
+                host_address: None,
+                host_port: 8080,
+                container_port: 80,
+            }]),
+        };
+        let endpoints = Endpoints { endpoints: vec![endpoint], ..Default::default() };
+        let text: Vec<String> =
+            rules(&networks, &endpoints, true).iter().map(|rule| rule.nft_syntax().unwrap()).collect();
+        let expected = r#"fib daddr type local tcp dport 8080 dnat ip to 172.17.0.2:80
+fib daddr type local tcp dport 8080 dnat ip to 172.17.0.2:80
+ip saddr 172.17.0.0/16 oifname "rib-a" ct status dnat ip daddr 172.17.0.0/16 masquerade
+oifname "rib-a" ip saddr 127.0.0.0/8 masquerade
+ip saddr 172.17.0.0/16 oifname != "rib-a" masquerade
+ip saddr 172.18.0.0/16 oifname "rib-b" ct status dnat ip daddr 172.18.0.0/16 masquerade
+oifname "rib-b" ip saddr 127.0.0.0/8 masquerade
+ct state established,related accept
+oifname "rib-a" ct status dnat ip daddr 172.17.0.2 tcp dport 80 accept
+iifname "rib-a" oifname "rib-a" accept
+iifname "rib-b" oifname "rib-b" accept
+iifname "rib-*" oifname "rib-*" drop
+iifname "rib-a" ip saddr 172.17.0.0/16 accept
+iifname "rib-*" drop
+oifname "rib-*" drop
+meta nfproto ipv4 drop
+ct state established,related iifname "rib-*" accept
+iifname "rib-a" ip saddr 172.17.0.0/16 ip daddr 172.17.0.1 icmp type echo-request accept
+iifname "rib-a" ip saddr 172.17.0.0/16 ip daddr 172.17.0.1 udp dport 53 accept
+iifname "rib-b" ip saddr 172.18.0.0/16 ip daddr 172.18.0.1 icmp type echo-request accept
+iifname "rib-b" ip saddr 172.18.0.0/16 ip daddr 172.18.0.1 udp dport 53 accept
+iifname "rib-*" ip daddr 127.0.0.0/8 drop
+iifname "rib-*" ip saddr 127.0.0.0/8 drop
+iifname "rib-*" reject"#;
+        assert_eq!(text.join("\n"), expected);
+    }
+}

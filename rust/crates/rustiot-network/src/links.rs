@@ -1,0 +1,249 @@
+//! Bridges, veth pairs, addresses and routes, over rtnetlink. It changes only links whose names it is given; called by
+//! `networks`.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+};
+
+use nlink::{
+    Connection, Route,
+    netlink::{
+        link::{BridgeLink, BridgePortConfig, VethLink},
+        route::Ipv4Route,
+    },
+};
+
+use crate::{
+    address,
+    record::{BRIDGE_PREFIX, Network, VETH_PREFIX},
+};
+
+/// Something that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A request over rtnetlink.
+    #[error("cannot {action} {what}")]
+    Request {
+        /// What was asked.
+        action: &'static str,
+        /// Of what.
+        what: String,
+        /// The kernel's answer.
+        #[source]
+        source: Box<nlink::Error>,
+    },
+    /// The namespace's file.
+    #[error("cannot open the network namespace {}; the container must exist before it is attached", path.display())]
+    Namespace {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A link that must be there.
+    #[error("the link {0} is not there; something else has removed it")]
+    Missing(String),
+    /// A link of the name, but not of ours.
+    #[error("{0} exists and is no bridge; remove or rename it")]
+    NoBridge(String),
+    /// A kernel setting.
+    #[error("cannot write {value} to {}", path.display())]
+    Setting {
+        /// The setting's file.
+        path: PathBuf,
+        /// What should be written.
+        value: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// More interfaces than any container has.
+    #[error("no interface name from eth0 to eth63 is free in the container")]
+    Interfaces,
+}
+
+trait Context<T> {
+    fn context(self, action: &'static str, what: &str) -> Result<T, Error>;
+}
+
+impl<T> Context<T> for nlink::Result<T> {
+    fn context(self, action: &'static str, what: &str) -> Result<T, Error> {
+        self.map_err(|source| Error::Request { action, what: what.to_owned(), source: Box::new(source) })
+    }
+}
+
+/// Links of the namespace in which it was opened.
+pub(crate) struct Links {
+    route: Connection<Route>,
+}
+
+/// What a container's end is to be.
+pub(crate) struct Pair<'a> {
+    pub link: &'a str,
+    pub namespace: &'a Path,
+    pub address: Ipv4Addr,
+    /// Whether the way out goes through this network.
+    pub default_route: bool,
+}
+
+impl Links {
+    pub(crate) fn open() -> Result<Links, Error> {
+        Ok(Links { route: Connection::<Route>::new().context("open", "a netlink socket")? })
+    }
+
+    /// Networks that the host reaches other than by its default route.
+    pub(crate) async fn host_routes(&self) -> Result<Vec<(Ipv4Addr, u8)>, Error> {
+        let routes = self.route.get_routes().await.context("list", "the host's routes")?;
+        Ok(routes
+            .iter()
+            .filter_map(|route| match route.destination() {
+                Some(IpAddr::V4(destination)) => Some((*destination, route.dst_len())),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Our links that there are: name → whether it is a bridge.
+    pub(crate) async fn ours(&self) -> Result<BTreeMap<String, bool>, Error> {
+        let links = self.route.get_links().await.context("list", "links")?;
+        let mut ours = BTreeMap::new();
+        for link in &links {
+            let name = link.name_or("");
+            match link.kind() {
+                Some("bridge") if name.starts_with(BRIDGE_PREFIX) => ours.insert(name.to_owned(), true),
+                Some("veth") if name.starts_with(VETH_PREFIX) => ours.insert(name.to_owned(), false),
+                _ => None,
+            };
+        }
+        Ok(ours)
+    }
+
+    /// Makes the network's bridge, or makes right what is there. Says whether it was missing.
+    pub(crate) async fn bridge(&self, network: &Network) -> Result<bool, Error> {
+        let name = network.bridge.as_str();
+        let find = || async { self.route.get_link_by_name(name).await.context("look up", name) };
+        let found = find().await?;
+        let made = found.is_none();
+        let index = match found {
+            Some(link) if link.kind() == Some("bridge") => link.ifindex(),
+            Some(_) => return Err(Error::NoBridge(name.to_owned())),
+            None => {
+                let bridge = BridgeLink::new(name).address(address::mac(network.gateway)).stp(false);
+                self.route.add_link(bridge).await.context("create the bridge", name)?;
+                find().await?.ok_or_else(|| Error::Missing(name.to_owned()))?.ifindex()
+            }
+        };
+        // No IPv6 here yet: then there is no second way to the host either.
+        setting(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")?;
+        // The host's own 127.0.0.1:PORT leads to a container; what comes from one for 127/8 is dropped by the table.
+        setting(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")?;
+        self.route
+            .replace_address_by_index(index, network.gateway.into(), network.subnet.prefix())
+            .await
+            .context("give an address to", name)?;
+        self.route.set_link_up_by_index(index).await.context("bring up", name)?;
+        Ok(made)
+    }
+
+    /// Removes a link; one that is not there is as good.
+    pub(crate) async fn remove(&self, name: &str) -> Result<(), Error> {
+        self.route.del_link_if_exists(name).await.context("remove", name).map(drop)
+    }
+
+    /// Makes a veth pair between the network's bridge and the container. Returns the name of the interface inside. On
+    /// an error nothing of it stays.
+    pub(crate) async fn attach(&self, network: &Network, pair: &Pair<'_>) -> Result<String, Error> {
+        let namespace = File::open(pair.namespace)
+            .map_err(|source| Error::Namespace { path: pair.namespace.to_owned(), source })?;
+        let inside = Connection::<Route>::new_in(namespace.as_fd())
+            .context("open a netlink socket in", "the namespace")?;
+        let interface = free_interface(&inside).await?;
+        let veth = VethLink::new(pair.link, interface.as_str())
+            .peer_address(address::mac(pair.address))
+            .peer_netns_fd(&namespace);
+        self.route.add_link(veth).await.context("create the veth pair", pair.link)?;
+        match self.connect(network, pair, &inside, &interface).await {
+            Ok(()) => Ok(interface),
+            Err(error) => {
+                // The first cause is told; what stays is found by reconcile.
+                let _ = self.remove(pair.link).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(
+        &self,
+        network: &Network,
+        pair: &Pair<'_>,
+        inside: &Connection<Route>,
+        interface: &str,
+    ) -> Result<(), Error> {
+        let link = pair.link;
+        setting(&format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1")?;
+        self.route
+            .set_link_master(link, network.bridge.as_str())
+            .await
+            .context("put into its bridge", link)?;
+        // With br_netfilter, a container's question to a port of its own, published by the host, turns on the bridge.
+        let hairpin = BridgePortConfig::new().hairpin(true);
+        self.route.set_bridge_port(link, hairpin).await.context("set the port options of", link)?;
+        self.route.set_link_up(link).await.context("bring up", link)?;
+        inside.set_link_up("lo").await.context("bring up in the container", "lo")?;
+        let index =
+            match inside.get_link_by_name(interface).await.context("look up in the container", interface)? {
+                Some(found) => found.ifindex(),
+                None => return Err(Error::Missing(interface.to_owned())),
+            };
+        let prefix = network.subnet.prefix();
+        inside
+            .add_address_by_index(index, pair.address.into(), prefix)
+            .await
+            .context("give an address in the container to", interface)?;
+        inside.set_link_up_by_index(index).await.context("bring up in the container", interface)?;
+        if pair.default_route {
+            let route = Ipv4Route::default_route().gateway(network.gateway);
+            inside.add_route(route).await.context("set the default route in the container by", interface)?;
+        }
+        Ok(())
+    }
+}
+
+async fn free_interface(inside: &Connection<Route>) -> Result<String, Error> {
+    for number in 0..64 {
+        let name = format!("eth{number}");
+        if inside.get_link_by_name(name.as_str()).await.context("look up in the container", &name)?.is_none()
+        {
+            return Ok(name);
+        }
+    }
+    Err(Error::Interfaces)
+}
+
+const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+
+/// Whether the kernel forwards between links.
+pub(crate) fn forwards() -> bool {
+    std::fs::read(FORWARDING).is_ok_and(|value| value.starts_with(b"1"))
+}
+
+/// Lets the kernel forward between links.
+pub(crate) fn forward() -> Result<(), Error> {
+    setting(FORWARDING, "1")
+}
+
+/// Writes a kernel setting of the calling thread's network namespace. A kernel without the protocol has no such file.
+fn setting(path: &str, value: &'static str) -> Result<(), Error> {
+    let result =
+        OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(value.as_bytes()));
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.contains("/ipv6/") => Ok(()),
+        other => other.map_err(|source| Error::Setting { path: path.into(), value, source }),
+    }
+}

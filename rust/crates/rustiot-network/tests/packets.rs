@@ -1,0 +1,532 @@
+//! Real packets through real rules, in network namespaces of the tests' own: the "host" is one, each container is one,
+//! and so is a machine outside. The namespace of the machine that runs the tests is never changed.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may stop at once")]
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nlink::{
+    Connection, Nftables, Route,
+    netlink::{
+        link::{BridgeLink, VethLink},
+        nftables::Family,
+        route::Ipv4Route,
+    },
+};
+use rustiot_network::{
+    DEFAULT_NETWORK, Error, HostPort, NetworkConfig, Networks, Protocol, Published, Reconciled, Wanted,
+};
+
+const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long nothing must come. What is refused by a drop can be told from slowness only by waiting.
+const SILENCE: Duration = Duration::from_millis(700);
+
+/// A network namespace.
+struct Namespace(File);
+
+fn current() -> io::Result<File> {
+    File::open("/proc/thread-self/ns/net")
+}
+
+impl Namespace {
+    fn new() -> Namespace {
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            current().unwrap()
+        });
+        Namespace(made.join().unwrap())
+    }
+
+    /// The namespace of the calling thread.
+    fn here() -> Namespace {
+        Namespace(current().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+
+    fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+        let file = self.0.try_clone().unwrap();
+        thread::spawn(move || {
+            setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+    }
+
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.spawn(work).join().unwrap()
+    }
+
+    fn route(&self) -> Connection<Route> {
+        Connection::<Route>::new_in(self.0.as_fd()).unwrap()
+    }
+
+    /// Tells whoever asks at the port which address it comes from, to the end of the test program.
+    fn serve(&self, protocol: Protocol, port: u16) {
+        let address = (Ipv4Addr::UNSPECIFIED, port);
+        match protocol {
+            Protocol::Tcp => {
+                let listener = self.run(move || TcpListener::bind(address).unwrap());
+                thread::spawn(move || {
+                    for stream in listener.incoming() {
+                        let mut stream = stream.unwrap();
+                        let peer = stream.peer_addr().unwrap().ip().to_string();
+                        let _ = stream.write_all(peer.as_bytes());
+                    }
+                });
+            }
+            Protocol::Udp => {
+                let socket = self.run(move || UdpSocket::bind(address).unwrap());
+                thread::spawn(move || {
+                    loop {
+                        let (_, peer) = socket.recv_from(&mut [0; 16]).unwrap();
+                        let _ = socket.send_to(peer.ip().to_string().as_bytes(), peer);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Which address the server there saw.
+    fn ask_within(
+        &self,
+        protocol: Protocol,
+        to: Ipv4Addr,
+        port: u16,
+        patience: Duration,
+    ) -> io::Result<Ipv4Addr> {
+        let to = SocketAddr::from((to, port));
+        let text = self.run(move || -> io::Result<String> {
+            let mut text = String::new();
+            match protocol {
+                Protocol::Tcp => {
+                    let mut stream = TcpStream::connect_timeout(&to, patience)?;
+                    stream.set_read_timeout(Some(patience))?;
+                    stream.read_to_string(&mut text)?;
+                }
+                Protocol::Udp => {
+                    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+                    socket.set_read_timeout(Some(patience))?;
+                    socket.connect(to)?;
+                    socket.send(b"?")?;
+                    let mut buffer = [0; 64];
+                    let length = socket.recv(&mut buffer)?;
+                    text.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+                }
+            }
+            Ok(text)
+        })?;
+        text.parse().map_err(io::Error::other)
+    }
+
+    fn ask(&self, protocol: Protocol, to: Ipv4Addr, port: u16) -> Ipv4Addr {
+        self.ask_within(protocol, to, port, PATIENCE).unwrap_or_else(|error| panic!("{to}:{port}: {error}"))
+    }
+
+    fn refused(&self, protocol: Protocol, to: Ipv4Addr, port: u16) {
+        if let Ok(seen) = self.ask_within(protocol, to, port, SILENCE) {
+            panic!("{to}:{port} answered, to {seen}");
+        }
+    }
+}
+
+/// A host with a link to a machine outside, which has no route to anything behind it.
+struct World {
+    host: Namespace,
+    outside: Namespace,
+    networks: Networks,
+    directory: tempfile::TempDir,
+}
+
+impl World {
+    async fn new() -> World {
+        let (host, outside) = (Namespace::here(), Namespace::new());
+        uplink(&host, "uplink", HOST, &outside, OUTSIDE).await;
+        let directory = tempfile::tempdir().unwrap();
+        let networks = World::open(&directory);
+        networks.reconcile(&BTreeSet::new()).await.unwrap();
+        World { host, outside, networks, directory }
+    }
+
+    fn open(directory: &tempfile::TempDir) -> Networks {
+        Networks::open(&directory.path().join("state"), &directory.path().join("run")).unwrap()
+    }
+
+    /// A container in a network, that answers at TCP and UDP port 80.
+    async fn container(&self, name: &str, network: &str) -> (Namespace, Ipv4Addr) {
+        let namespace = Namespace::new();
+        let wanted = Wanted { aliases: [name.to_owned()].into(), ..Wanted::default() };
+        let attachment = self.networks.attach(name, &namespace.path(), network, wanted).await.unwrap();
+        namespace.serve(Protocol::Tcp, 80);
+        namespace.serve(Protocol::Udp, 80);
+        (namespace, attachment.address.0)
+    }
+}
+
+async fn uplink(host: &Namespace, name: &str, here: Ipv4Addr, outside: &Namespace, there: Ipv4Addr) {
+    let route = host.route();
+    route.add_link(VethLink::new(name, "eth0").peer_netns_fd(&outside.0)).await.unwrap();
+    for (route, link, address) in [(&route, name, here), (&outside.route(), "eth0", there)] {
+        route.add_address_by_name(link, address.into(), 24).await.unwrap();
+        route.set_link_up(link).await.unwrap();
+        route.set_link_up("lo").await.unwrap();
+    }
+}
+
+/// Runs a test in a network namespace of its own.
+fn world<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let thread = thread::spawn(move || {
+        if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+            println!("skipped: no network namespace of our own: {error}");
+            return;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let nftables = Connection::<Nftables>::new().unwrap();
+            if let Err(error) = nftables.list_tables_in(Family::Inet).await {
+                println!("skipped: no nf_tables: {error}");
+                return;
+            }
+            test().await;
+        });
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn published(protocol: Protocol, host_port: u16) -> Published {
+    Published { protocol, host_address: None, host_port, container_port: 80 }
+}
+
+use Protocol::{Tcp, Udp};
+
+#[test]
+fn containers_reach_each_other_in_one_network_and_never_across() {
+    world(|| async {
+        let world = World::new().await;
+        world.networks.create("other", NetworkConfig::default()).await.unwrap();
+        let (a, a_address) = world.container("a", DEFAULT_NETWORK).await;
+        let (b, b_address) = world.container("b", DEFAULT_NETWORK).await;
+        let (c, c_address) = world.container("c", "other").await;
+        for protocol in [Tcp, Udp] {
+            assert_eq!(a.ask(protocol, b_address, 80), a_address);
+            assert_eq!(b.ask(protocol, a_address, 80), b_address);
+            a.refused(protocol, c_address, 80);
+            c.refused(protocol, a_address, 80);
+            // The host itself reaches all of them: what refused was the rule.
+            world.host.ask(protocol, c_address, 80);
+        }
+        assert_eq!(world.networks.lookup(DEFAULT_NETWORK, "B").await.unwrap(), [b_address]);
+        assert!(world.networks.lookup(DEFAULT_NETWORK, "c").await.unwrap().is_empty());
+        // In both networks it reaches both, and each by that network's address.
+        let both = world.networks.attach("c", &c.path(), DEFAULT_NETWORK, Wanted::default()).await.unwrap();
+        assert_eq!((both.interface.as_str(), c.ask(Tcp, a_address, 80)), ("eth1", both.address.0));
+        world.networks.detach("c", DEFAULT_NETWORK).await.unwrap();
+        c.refused(Tcp, a_address, 80);
+    });
+}
+
+#[test]
+fn the_way_out_has_the_hosts_address_and_internal_networks_have_none() {
+    world(|| async {
+        let world = World::new().await;
+        let config = NetworkConfig { internal: true, ..NetworkConfig::default() };
+        world.networks.create("inner", config).await.unwrap();
+        world.outside.serve(Tcp, 7000);
+        world.outside.serve(Udp, 7000);
+        let (a, _) = world.container("a", DEFAULT_NETWORK).await;
+        let (b, b_address) = world.container("b", "inner").await;
+        let (c, c_address) = world.container("c", "inner").await;
+        for protocol in [Tcp, Udp] {
+            assert_eq!(a.ask(protocol, OUTSIDE, 7000), HOST);
+            b.refused(protocol, OUTSIDE, 7000);
+            assert_eq!(b.ask(protocol, c_address, 80), b_address);
+        }
+        // Not even with a route of its own making.
+        let (network, _) = world.networks.inspect("inner").await.unwrap();
+        c.route().add_route(Ipv4Route::default_route().gateway(network.gateway)).await.unwrap();
+        c.refused(Tcp, OUTSIDE, 7000);
+        let refused = world.networks.publish("b", "inner", published(Tcp, 8080)).await;
+        assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
+    });
+}
+
+/// Whether rules see what is only bridged (br_netfilter), as after Docker or Kubernetes on the same machine.
+const BRIDGED: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+#[test]
+fn a_published_port_is_reached_from_everywhere_and_shows_who_asks() {
+    world(|| async {
+        let _ = File::options().write(true).open(BRIDGED).and_then(|mut file| file.write_all(b"0"));
+        reached_from_everywhere().await;
+    });
+}
+
+#[test]
+fn a_published_port_is_reached_from_everywhere_with_br_netfilter_too() {
+    world(|| async {
+        match File::options().write(true).open(BRIDGED).and_then(|mut file| file.write_all(b"1")) {
+            Ok(()) => reached_from_everywhere().await,
+            Err(error) => println!("skipped: no br_netfilter: {error}"),
+        }
+    });
+}
+
+async fn reached_from_everywhere() {
+    let world = World::new().await;
+    world.networks.create("other", NetworkConfig::default()).await.unwrap();
+    let (a, _) = world.container("a", DEFAULT_NETWORK).await;
+    let (b, _) = world.container("b", DEFAULT_NETWORK).await;
+    let (c, _) = world.container("c", "other").await;
+    let (network, _) = world.networks.inspect(DEFAULT_NETWORK).await.unwrap();
+    world.outside.refused(Tcp, HOST, 8080);
+    for protocol in [Tcp, Udp] {
+        world.networks.publish("a", DEFAULT_NETWORK, published(protocol, 8080)).await.unwrap();
+    }
+    for protocol in [Tcp, Udp] {
+        assert_eq!(world.outside.ask(protocol, HOST, 8080), OUTSIDE);
+        assert_eq!(world.host.ask(protocol, HOST, 8080), HOST);
+        // No container can answer 127.0.0.1.
+        assert_eq!(world.host.ask(protocol, LOOPBACK, 8080), network.gateway);
+        // Itself, a neighbour, a stranger.
+        for container in [&a, &b, &c] {
+            container.ask(protocol, HOST, 8080);
+        }
+    }
+    let taken = world.networks.publish("b", DEFAULT_NETWORK, published(Tcp, 8080)).await;
+    assert!(matches!(taken, Err(Error::Published { port: 8080, .. })), "{taken:?}");
+    world.host.serve(Tcp, 2222);
+    let taken = world.networks.publish("b", DEFAULT_NETWORK, published(Tcp, 2222)).await;
+    assert!(matches!(taken, Err(Error::HostPort { port: 2222, .. })), "{taken:?}");
+    // One address of the host only, and a port of our choice.
+    let local = Published { host_address: Some(LOOPBACK), ..published(Tcp, 0) };
+    let chosen = world.networks.publish("b", DEFAULT_NETWORK, local).await.unwrap();
+    assert_ne!(chosen.host_port, 0);
+    world.host.ask(Tcp, LOOPBACK, chosen.host_port);
+    world.outside.refused(Tcp, HOST, chosen.host_port);
+    world.networks.unpublish("a", DEFAULT_NETWORK, &published(Tcp, 8080)).await.unwrap();
+    world.outside.refused(Tcp, HOST, 8080);
+    world.networks.detach_all("a").await.unwrap();
+    world.outside.refused(Udp, HOST, 8080);
+}
+
+#[test]
+fn the_hosts_services_are_closed_unless_allowed() {
+    world(|| async {
+        let world = World::new().await;
+        let host_ports =
+            BTreeSet::from([HostPort { protocol: Tcp, port: 5300 }, HostPort { protocol: Udp, port: 5300 }]);
+        let config = NetworkConfig { host_ports, ..NetworkConfig::default() };
+        let open = world.networks.create("open", config).await.unwrap();
+        for protocol in [Tcp, Udp] {
+            world.host.serve(protocol, 2222);
+            world.host.serve(protocol, 5300);
+        }
+        let (a, _) = world.container("a", DEFAULT_NETWORK).await;
+        let (b, b_address) = world.container("b", "open").await;
+        let (closed, _) = world.networks.inspect(DEFAULT_NETWORK).await.unwrap();
+        for protocol in [Tcp, Udp] {
+            assert_eq!(world.outside.ask(protocol, HOST, 2222), OUTSIDE);
+            for port in [2222, 5300] {
+                a.refused(protocol, closed.gateway, port);
+                a.refused(protocol, open.gateway, port);
+                a.refused(protocol, HOST, port);
+            }
+            b.refused(protocol, open.gateway, 2222);
+            b.refused(protocol, HOST, 5300);
+            assert_eq!(b.ask(protocol, open.gateway, 5300), b_address);
+        }
+        // A container that routes the host's loopback to the gateway.
+        let inside = b.route();
+        inside.set_link_down("lo").await.unwrap();
+        let route = Ipv4Route::new(Ipv4Addr::new(127, 0, 0, 0), 8).gateway(open.gateway);
+        if inside.add_route(route).await.is_ok() {
+            b.refused(Udp, LOOPBACK, 5300);
+        }
+    });
+}
+
+#[test]
+fn nobody_outside_reaches_a_container_by_its_own_address() {
+    world(|| async {
+        // A router: nothing else closes the way.
+        File::options().write(true).open("/proc/sys/net/ipv4/ip_forward").unwrap().write_all(b"1").unwrap();
+        let world = World::new().await;
+        let (_a, address) = world.container("a", DEFAULT_NETWORK).await;
+        let route = Ipv4Route::new(address, 32).gateway(HOST);
+        world.outside.route().add_route(route).await.unwrap();
+        for protocol in [Tcp, Udp] {
+            world.outside.refused(protocol, address, 80);
+            world.networks.publish("a", DEFAULT_NETWORK, published(protocol, 8080)).await.unwrap();
+            world.outside.refused(protocol, address, 80);
+            world.outside.ask(protocol, HOST, 8080);
+        }
+    });
+}
+
+/// Whether a machine outside reaches another one through the host.
+async fn is_a_router(world: &World) -> bool {
+    let (far, here, there) =
+        (Namespace::new(), Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(198, 51, 100, 2));
+    uplink(&world.host, "second", here, &far, there).await;
+    far.serve(Tcp, 7000);
+    far.route().add_route(Ipv4Route::default_route().gateway(here)).await.unwrap();
+    world.outside.route().add_route(Ipv4Route::default_route().gateway(HOST)).await.unwrap();
+    world.outside.ask_within(Tcp, there, 7000, SILENCE).is_ok()
+}
+
+#[test]
+fn a_host_that_was_no_router_does_not_become_one() {
+    world(|| async {
+        let world = World::new().await;
+        // The engine starts again and finds forwarding on: its own doing.
+        let again = World::open(&world.directory);
+        again.reconcile(&BTreeSet::new()).await.unwrap();
+        assert!(!is_a_router(&world).await);
+    });
+}
+
+#[test]
+fn a_host_that_was_a_router_stays_one() {
+    world(|| async {
+        File::options().write(true).open("/proc/sys/net/ipv4/ip_forward").unwrap().write_all(b"1").unwrap();
+        assert!(is_a_router(&World::new().await).await);
+    });
+}
+
+#[test]
+fn a_restart_of_the_engine_leaves_containers_and_removes_leftovers() {
+    world(|| async {
+        let world = World::new().await;
+        let other = world.networks.create("other", NetworkConfig::default()).await.unwrap();
+        let (a, a_address) = world.container("a", DEFAULT_NETWORK).await;
+        let (b, b_address) = world.container("b", DEFAULT_NETWORK).await;
+        let (_c, _) = world.container("c", DEFAULT_NETWORK).await;
+        world.networks.publish("a", DEFAULT_NETWORK, published(Tcp, 8080)).await.unwrap();
+        let (_, endpoints) = world.networks.inspect(DEFAULT_NETWORK).await.unwrap();
+        let link_of =
+            |name: &str| endpoints.iter().find(|endpoint| endpoint.container == name).unwrap().link.clone();
+        // While the engine is away: a bridge vanishes, c's link too, b ends, leftovers stand about; and what is not ours.
+        let route = world.host.route();
+        route.del_link(other.bridge.as_str()).await.unwrap();
+        route.del_link(link_of("c").as_str()).await.unwrap();
+        route.add_link(BridgeLink::new("rib-leftover")).await.unwrap();
+        route.add_link(VethLink::new("riv-leftover", "peer")).await.unwrap();
+        route.add_link(VethLink::new("rib-foreign", "foreign")).await.unwrap();
+        let nftables = Connection::<Nftables>::new().unwrap();
+        nftables.add_table("foreign", Family::Inet).await.unwrap();
+        nftables.del_table("rustiot-networks", Family::Inet).await.unwrap();
+        world.outside.refused(Tcp, HOST, 8080);
+
+        let networks = World::open(&world.directory);
+        let done = networks.reconcile(&["a".to_owned(), "c".to_owned()].into()).await.unwrap();
+        let Reconciled { made, mut removed, forgotten, broken } = done;
+        removed.sort();
+        let mut leftovers = ["rib-leftover".to_owned(), "riv-leftover".to_owned(), link_of("b")];
+        leftovers.sort();
+        assert_eq!((made.as_slice(), removed.as_slice()), (&[other.bridge][..], &leftovers[..]));
+        assert_eq!((forgotten[0].container.as_str(), forgotten.len()), ("b", 1));
+        assert_eq!((broken[0].container.as_str(), broken.len()), ("c", 1));
+        assert!(route.get_link_by_name("rib-foreign").await.unwrap().is_some());
+        assert!(
+            nftables.list_tables_in(Family::Inet).await.unwrap().iter().any(|table| table.name == "foreign")
+        );
+        assert_eq!(world.outside.ask(Tcp, HOST, 8080), OUTSIDE);
+        b.refused(Tcp, a_address, 80);
+        // An address that was just given back is not the next one's.
+        let attachment = networks.attach("d", &b.path(), DEFAULT_NETWORK, Wanted::default()).await.unwrap();
+        assert!(attachment.address.0 > b_address);
+        assert_eq!(b.ask(Tcp, a_address, 80), attachment.address.0);
+        assert_eq!(
+            networks.reconcile(&["a".to_owned(), "d".to_owned()].into()).await.unwrap(),
+            Reconciled::default()
+        );
+        drop(a);
+    });
+}
+
+#[test]
+fn what_fails_and_what_is_removed_leaves_nothing() {
+    world(|| async {
+        let world = World::new().await;
+        let networks = &world.networks;
+        let route = world.host.route();
+        let ours = || async {
+            let links = route.get_links().await.unwrap();
+            let names = links.iter().filter_map(|link| link.name().map(str::to_owned));
+            names.filter(|name| name.starts_with("ri")).collect::<Vec<_>>()
+        };
+        let before = ours().await;
+        assert_eq!(before.len(), 1);
+        let config = |subnet: &str| NetworkConfig {
+            subnet: Some(subnet.parse().unwrap()),
+            ..NetworkConfig::default()
+        };
+        for (name, subnet) in [("lan", "203.0.113.0/25"), ("again", "172.17.128.0/17")] {
+            let refused = networks.create(name, config(subnet)).await;
+            assert!(matches!(refused, Err(Error::Overlap { .. })), "{refused:?}");
+        }
+        for name in ["", "host", "none", "a b", "-a", "ä", "../a", &"a".repeat(65)] {
+            let refused = networks.create(name, NetworkConfig::default()).await;
+            assert!(matches!(refused, Err(Error::Name(_))), "{name}: {refused:?}");
+        }
+        let container = Namespace::new();
+        let missing = networks.attach("a", "/nonexistent".as_ref(), DEFAULT_NETWORK, Wanted::default()).await;
+        assert!(matches!(missing, Err(Error::Links(_))), "{missing:?}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let no_namespace = networks.attach("a", file.path(), DEFAULT_NETWORK, Wanted::default()).await;
+        assert!(matches!(no_namespace, Err(Error::Links(_))), "{no_namespace:?}");
+        let (network, _) = networks.inspect(DEFAULT_NETWORK).await.unwrap();
+        let wanted = |address| Wanted { address: Some(address), ..Wanted::default() };
+        for address in [network.gateway, network.subnet.network(), network.subnet.broadcast(), OUTSIDE] {
+            let refused = networks.attach("a", &container.path(), DEFAULT_NETWORK, wanted(address)).await;
+            assert!(matches!(refused, Err(Error::Address { .. })), "{refused:?}");
+        }
+        // A default route that is there already: the last step of attaching fails.
+        let lo = container.route();
+        lo.set_link_up("lo").await.unwrap();
+        lo.add_address_by_name("lo", Ipv4Addr::new(192, 0, 2, 1).into(), 24).await.unwrap();
+        lo.add_route(Ipv4Route::default_route().gateway(Ipv4Addr::new(192, 0, 2, 1)).dev("lo")).await.ok();
+        lo.add_route(Ipv4Route::default_route().dev("lo")).await.ok();
+        let late = networks.attach("a", &container.path(), DEFAULT_NETWORK, Wanted::default()).await;
+        assert!(matches!(late, Err(Error::Links(_))), "{late:?}");
+        assert_eq!(ours().await, before);
+
+        let network = networks.create("net", config("10.9.8.0/30")).await.unwrap();
+        let container = Namespace::new();
+        networks.attach("a", &container.path(), "net", Wanted::default()).await.unwrap();
+        let full = networks.attach("b", &Namespace::new().path(), "net", Wanted::default()).await;
+        assert!(matches!(full, Err(Error::Address { .. })), "{full:?}");
+        let twice = networks.attach("a", &container.path(), "net", Wanted::default()).await;
+        assert!(matches!(twice, Err(Error::Attached { .. })), "{twice:?}");
+        let used = networks.remove("net").await;
+        assert!(matches!(used, Err(Error::InUse { .. })), "{used:?}");
+        assert!(matches!(networks.remove(DEFAULT_NETWORK).await, Err(Error::Default)));
+        networks.detach("a", "net").await.unwrap();
+        networks.remove("net").await.unwrap();
+        assert!(matches!(networks.remove(&network.name).await, Err(Error::NoNetwork(_))));
+        assert_eq!(ours().await, before);
+        let links = container.route().get_links().await.unwrap();
+        assert!(links.iter().all(|link| link.kind() != Some("veth")));
+
+        networks.clear().await.unwrap();
+        assert!(ours().await.is_empty());
+        let nftables = Connection::<Nftables>::new().unwrap();
+        assert!(nftables.list_tables_in(Family::Inet).await.unwrap().is_empty());
+    });
+}
