@@ -131,7 +131,7 @@ pub fn main(arguments: &[String]) -> u8 {
     match run(command, &options) {
         Ok(pid) => {
             if let (Some(mut status), Some(pid)) = (status, pid) {
-                let _ = writeln!(status, "{}", serde_json::json!({ "pid": pid }));
+                let _ = tell(&mut status, &serde_json::json!({ "pid": pid }));
             }
             0
         }
@@ -139,13 +139,19 @@ pub fn main(arguments: &[String]) -> u8 {
             let text = chain(&error);
             match status {
                 Some(mut status) => {
-                    let _ = writeln!(status, "{}", serde_json::json!({ "error": text }));
+                    let _ = tell(&mut status, &serde_json::json!({ "error": text }));
                 }
                 None => eprintln!("rustiot-runtime: {text}"),
             }
             if matches!(error, Error::Usage(_)) { 2 } else { 1 }
         }
     }
+}
+
+/// A line for the shim, in one write: the container's process writes into the same pipe at the same time, and only
+/// what is written at once stays whole (pipe(7), PIPE_BUF).
+fn tell(status: &mut impl Write, line: &serde_json::Value) -> std::io::Result<()> {
+    status.write_all(format!("{line}\n").as_bytes())
 }
 
 /// The error and its causes, once each.
@@ -284,4 +290,26 @@ type Streams = (Option<OwnedFd>, Option<OwnedFd>, Option<OwnedFd>);
 fn inherited() -> std::io::Result<Streams> {
     let one = |fd: i32| sys::duplicate(fd).map(Some);
     Ok((one(0)?, one(1)?, one(2)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_for_the_shim_is_written_at_once() {
+        struct Writes(Vec<Vec<u8>>);
+        impl Write for Writes {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.push(bytes.to_vec());
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut writes = Writes(Vec::new());
+        tell(&mut writes, &serde_json::json!({ "pid": 17 })).unwrap();
+        assert_eq!(writes.0, [b"{\"pid\":17}\n".to_vec()]);
+    }
 }

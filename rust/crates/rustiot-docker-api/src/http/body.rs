@@ -71,11 +71,52 @@ impl hyper::body::Body for Body {
     }
 }
 
+/// How long what nobody wants of a request's body is still read.
+const LEFTOVER: Duration = Duration::from_secs(5);
+
+/// A request's body. What is left of it when it is dropped is read in the background for [`LEFTOVER`] and thrown away:
+/// a connection that is closed while its client still sends takes the answer with it.
+pub struct RequestBody(Option<Incoming>);
+
+impl RequestBody {
+    /// Of a request.
+    pub fn new(body: Incoming) -> Self {
+        Self((!body.is_end_stream()).then_some(body))
+    }
+
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        let polled = Pin::new(body).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
+            self.0 = None;
+        }
+        polled
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        let Some(mut body) = self.0.take().filter(|body| !body.is_end_stream()) else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let rest = async {
+                while let Some(Ok(_)) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
+            };
+            let _ = tokio::time::timeout(LEFTOVER, rest).await;
+        });
+    }
+}
+
 /// A request's body in memory, at most so many bytes, in at most so much time.
-pub async fn collect(mut body: Incoming, most: usize, within: Duration) -> Result<Bytes, Error> {
+pub async fn collect(mut body: RequestBody, most: usize, within: Duration) -> Result<Bytes, Error> {
     let all = async {
         let mut bytes = BytesMut::new();
-        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        while let Some(frame) = std::future::poll_fn(|cx| body.poll_frame(cx)).await {
             let frame =
                 frame.map_err(|error| Error::Invalid(format!("the request's body ended early: {error}")))?;
             if let Ok(data) = frame.into_data() {
@@ -94,7 +135,7 @@ pub async fn collect(mut body: Incoming, most: usize, within: Duration) -> Resul
 
 /// A request's body as a reader. Gives up when nothing arrives for `patience`.
 pub struct BodyReader {
-    body: Incoming,
+    body: RequestBody,
     rest: Bytes,
     patience: Duration,
     silence: Pin<Box<Sleep>>,
@@ -102,7 +143,7 @@ pub struct BodyReader {
 
 impl BodyReader {
     /// Of a request.
-    pub fn new(body: Incoming, patience: Duration) -> Self {
+    pub fn new(body: RequestBody, patience: Duration) -> Self {
         Self { body, rest: Bytes::new(), patience, silence: Box::pin(tokio::time::sleep(patience)) }
     }
 }
@@ -120,7 +161,7 @@ impl AsyncRead for BodyReader {
                 buffer.put_slice(&some);
                 return Poll::Ready(Ok(()));
             }
-            match Pin::new(&mut this.body).poll_frame(cx) {
+            match this.body.poll_frame(cx) {
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Ready(Some(Err(error))) => {
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::UnexpectedEof, error)));

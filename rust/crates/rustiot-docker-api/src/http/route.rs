@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
 use super::answer::{self, Answer};
-use super::body::{Body, BodyReader};
+use super::body::{Body, BodyReader, RequestBody};
 use super::{body, containers, decode, images, networks, streams, system, volumes};
 use crate::query::Query;
 use crate::server::Settings;
@@ -24,7 +24,7 @@ pub struct Call {
     pub method: Method,
     pub query: Query,
     pub headers: HeaderMap,
-    pub body: Option<Incoming>,
+    pub body: Option<RequestBody>,
     /// Minor version of the API that the client speaks.
     pub minor: u32,
     pub upgrade: hyper::upgrade::OnUpgrade,
@@ -54,7 +54,7 @@ impl Call {
 
     async fn bytes(&mut self) -> Result<Bytes, Error> {
         match self.body.take() {
-            Some(body) if !hyper::body::Body::is_end_stream(&body) => {
+            Some(body) if !body.is_empty() => {
                 body::collect(body, self.settings.most_json, self.settings.patience).await
             }
             _ => Ok(Bytes::new()),
@@ -98,7 +98,7 @@ pub async fn answer(
                 method: parts.method,
                 query: Query::parse(parts.uri.query().unwrap_or_default()),
                 headers: parts.headers,
-                body: Some(body),
+                body: Some(RequestBody::new(body)),
                 minor,
                 upgrade,
             };
