@@ -1243,18 +1243,9 @@ impl Engine for RustiotEngine {
         id: &str,
         path: &str,
         _options: PutArchive,
-        mut tar: ByteReader,
+        tar: ByteReader,
     ) -> Result<(), Error> {
-        let (ours, theirs) =
-            std::os::unix::net::UnixStream::pair().map_err(|e| Error::failed("cannot make a pipe", e))?;
-        ours.set_nonblocking(true).map_err(|e| Error::failed("cannot make a pipe", e))?;
-        let mut ours =
-            tokio::net::UnixStream::from_std(ours).map_err(|e| Error::failed("cannot make a pipe", e))?;
-        let feeding = tokio::spawn(async move {
-            let result = tokio::io::copy(&mut tar, &mut ours).await;
-            drop(ours);
-            result
-        });
+        let (theirs, feeding) = images::fed(tar)?;
         let container = self.0.find(id)?;
         if container.record().host.readonly_rootfs
             && !container.record().mounts.iter().any(|m| path.starts_with(&m.target))

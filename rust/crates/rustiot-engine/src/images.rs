@@ -288,17 +288,8 @@ impl Inner {
         Ok(reader)
     }
 
-    pub fn load_images(self: &Arc<Self>, mut archive: ByteReader) -> Result<Items<Progress>, Error> {
-        let (ours, theirs) =
-            std::os::unix::net::UnixStream::pair().map_err(|e| Error::failed("cannot make a pipe", e))?;
-        ours.set_nonblocking(true).map_err(|e| Error::failed("cannot make a pipe", e))?;
-        let mut ours =
-            tokio::net::UnixStream::from_std(ours).map_err(|e| Error::failed("cannot make a pipe", e))?;
-        let feeding = tokio::spawn(async move {
-            let result = tokio::io::copy(&mut archive, &mut ours).await;
-            drop(ours);
-            result
-        });
+    pub fn load_images(self: &Arc<Self>, archive: ByteReader) -> Result<Items<Progress>, Error> {
+        let (theirs, feeding) = fed(archive)?;
         let (to, from) = mpsc::channel(64);
         let this = Arc::clone(self);
         tokio::spawn(async move {
@@ -351,4 +342,20 @@ pub fn pair() -> Result<(ByteReader, std::os::unix::net::UnixStream), Error> {
     ours.set_nonblocking(true).map_err(failed)?;
     let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
     Ok((Box::pin(ours.take(u64::MAX)), theirs))
+}
+
+/// The other way round: what comes over the API, for code that blocks. The task that feeds it is to be ended by who no
+/// longer reads.
+pub fn fed(
+    mut reader: ByteReader,
+) -> Result<(std::os::unix::net::UnixStream, tokio::task::JoinHandle<()>), Error> {
+    let failed = |e| Error::failed("cannot make a pipe", e);
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+    ours.set_nonblocking(true).map_err(failed)?;
+    let mut ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
+    let feeding = tokio::spawn(async move {
+        // Its end, whatever the reason, is the end of what is read.
+        let _ = tokio::io::copy(&mut reader, &mut ours).await;
+    });
+    Ok((theirs, feeding))
 }

@@ -1,9 +1,9 @@
-//! The OCI runtime of the container engine: `create`, `start`, `run`, `exec`, `kill` and `delete`, each a process that
-//! lives for milliseconds, over libcontainer (which wants a caller with one thread).
+//! The OCI runtime of the container engine: `run` and `exec`, each a process that lives for milliseconds, over
+//! libcontainer (which wants a caller with one thread).
 //!
 //! Adds what libcontainer leaves to C libraries: the system call filter ([`seccomp`], compiled here) and the device
 //! rules of cgroup v2 ([`devices`]). Never keeps state of its own, never decides what a container may do: that is in
-//! the bundle. Started by `rustiot-shim`. Contract: `docs/contracts/engine.md`.
+//! the bundle. Started by `rustiot-shim`. Contract: `docs/contracts/containers.md`.
 
 mod devices;
 mod executor;
@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use libcontainer::container::Container;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::signal::Signal;
 use libcontainer::syscall::syscall::SyscallType;
 
 use executor::Payload;
@@ -74,7 +73,6 @@ struct Options {
     capabilities: Option<u64>,
     unfiltered: bool,
     status: Option<i32>,
-    force: bool,
     positional: Vec<String>,
 }
 
@@ -103,7 +101,6 @@ fn options(arguments: &[String]) -> Result<Options, Error> {
                 let fd = text.parse().map_err(|_| Error::Usage(format!("{text} is no descriptor")))?;
                 options.status = Some(fd);
             }
-            "--force" => options.force = true,
             other if other.starts_with('-') => return Err(Error::Usage(format!("unknown option {other}"))),
             other => options.positional.push(other.to_owned()),
         }
@@ -111,8 +108,8 @@ fn options(arguments: &[String]) -> Result<Options, Error> {
     Ok(options)
 }
 
-const USAGE: &str = "usage: rustiot-runtime create|run|start|exec|kill|delete [--root DIR] [--bundle DIR] \
-[--process FILE] [--console-socket PATH] [--capabilities MASK] [--unfiltered] [--status FD] [--force] ID [SIGNAL]";
+const USAGE: &str = "usage: rustiot-runtime run|exec [--root DIR] [--bundle DIR] [--process FILE] \
+[--console-socket PATH] [--capabilities MASK] [--unfiltered] [--status FD] ID";
 
 /// Runs one command and returns the exit code: 0 done, 1 failed, 2 wrong usage.
 pub fn main(arguments: &[String]) -> u8 {
@@ -176,33 +173,13 @@ fn failed<E: std::error::Error + Send + Sync + 'static>(action: &'static str) ->
 fn run(command: &str, options: &Options) -> Result<Option<i32>, Error> {
     let id = options.positional.first().ok_or_else(|| Error::Usage("which container?".to_owned()))?;
     match command {
-        "create" => create(id, options).map(|container| container.pid().map(|pid| pid.as_raw())),
         "run" => {
             let mut container = create(id, options)?;
             let pid = container.pid().map(|pid| pid.as_raw());
             container.start().map_err(failed("start"))?;
             Ok(pid)
         }
-        "start" => {
-            load(id, options)?.start().map_err(failed("start"))?;
-            Ok(None)
-        }
         "exec" => exec(id, options).map(Some),
-        "kill" => {
-            let name = options.positional.get(1).map_or("SIGTERM", String::as_str);
-            let signal = match name.parse::<i32>() {
-                Ok(number) => Signal::try_from(number).map_err(failed("kill"))?,
-                Err(_) => Signal::try_from(name).map_err(failed("kill"))?,
-            };
-            load(id, options)?.kill(signal, options.force).map_err(failed("kill"))?;
-            Ok(None)
-        }
-        "delete" => {
-            if options.root.join(id).exists() {
-                load(id, options)?.delete(options.force).map_err(failed("delete"))?;
-            }
-            Ok(None)
-        }
         other => Err(Error::Usage(format!("unknown command {other}"))),
     }
 }
@@ -217,13 +194,21 @@ fn builder(id: &str, options: &Options, payload: Payload) -> Result<ContainerBui
         path: options.root.clone(),
         source,
     })?;
-    ContainerBuilder::new(id.to_owned(), SyscallType::default())
+    let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
         .with_root_path(&options.root)
         .map_err(failed("place"))?
         .with_console_socket(options.console.as_ref())
         .with_executor(payload)
         .validate_id()
-        .map_err(failed("name"))
+        .map_err(failed("name"))?;
+    if options.console.is_none() {
+        (builder.stdin, builder.stdout, builder.stderr) = inherited().map_err(|source| Error::File {
+            action: "duplicate",
+            path: "standard streams".into(),
+            source,
+        })?;
+    }
+    Ok(builder)
 }
 
 fn spec(bundle: &Path) -> Result<Spec, Error> {
@@ -253,30 +238,20 @@ fn create(id: &str, options: &Options) -> Result<Container, Error> {
             .and_then(|()| devices::attach(&cgroup, rules))
             .map_err(|source| Error::Devices { cgroup, source })?;
     }
-    let mut base = builder(id, options, payload)?;
-    if options.console.is_none() {
-        (base.stdin, base.stdout, base.stderr) = inherited().map_err(|source| Error::File {
-            action: "duplicate",
-            path: "standard streams".into(),
-            source,
-        })?;
-    }
-    base.as_init(bundle).with_systemd(false).with_detach(true).build().map_err(failed("create"))
+    builder(id, options, payload)?
+        .as_init(bundle)
+        .with_systemd(false)
+        .with_detach(true)
+        .build()
+        .map_err(failed("create"))
 }
 
 fn exec(id: &str, options: &Options) -> Result<i32, Error> {
     let process = options.process.clone().ok_or_else(|| Error::Usage("--process is needed".to_owned()))?;
     let container = load(id, options)?;
     let payload = payload(&spec(container.bundle())?, options)?;
-    let mut base = builder(id, options, payload)?;
-    if options.console.is_none() {
-        (base.stdin, base.stdout, base.stderr) = inherited().map_err(|source| Error::File {
-            action: "duplicate",
-            path: "standard streams".into(),
-            source,
-        })?;
-    }
-    base.as_tenant()
+    builder(id, options, payload)?
+        .as_tenant()
         .with_process(Some(process))
         .with_detach(true)
         .build()

@@ -71,7 +71,7 @@ pub(super) fn outcome(machine: &Machine) -> Result<Value> {
 }
 
 /// Takes what the repository has, B; its entry in the history once it is committed.
-fn take_b(machine: &Machine) -> Result<Value> {
+pub(super) fn take_b(machine: &Machine) -> Result<Value> {
     let before = machine.boot()?;
     let output = machine.run("rustiot update install", HEALTHY)?;
     ensure!(output.ok(), "the install ended with {}: {}{}", output.status, output.stdout, output.stderr);
