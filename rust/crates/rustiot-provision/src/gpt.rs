@@ -227,6 +227,10 @@ pub fn grow(medium: &impl Read, size: u64, sector: u64, name: &str) -> Result<Pl
     if home.end > first_of_all {
         return Err(Error::Unusual("no room for the entries before the first partition"));
     }
+    // With the medium's true end such a table would be none any more: readers refuse it, the kernel among them.
+    if table.first_usable > last_usable {
+        return Err(Error::Unusual("the first usable sector is behind the medium's last"));
+    }
     let in_use = primary.as_ref().map(|primary| place(primary.entries_lba));
     let in_use_overlaps = |range: &Range<u64>| in_use.as_ref().is_some_and(|used| overlaps(used, range));
 
@@ -471,6 +475,17 @@ mod tests {
             let bytes = moved(lba);
             assert!(holds_at_every_write(bytes.clone(), &run(&bytes).unwrap()), "{lba}");
         }
+    }
+
+    #[test]
+    fn a_table_whose_usable_sectors_begin_behind_the_medium_is_left_alone() {
+        let mut bytes = larger();
+        let mut table = Table::read(&bytes, 1, SECTOR, bytes.len() as u64 / SECTOR).unwrap();
+        put(&mut table.header, 40, &(8 * MIB / SECTOR).to_le_bytes());
+        let header = table.header_at(1, 8191, 2, u64::MAX, &table.entries);
+        put(&mut bytes, 512, &header);
+        assert!(kernel_view(&bytes).is_some());
+        assert!(matches!(run(&bytes), Err(Error::Unusual(_))));
     }
 
     /// Where a run that was cut leaves them.
