@@ -19,6 +19,9 @@ use crate::store::{SaveError, Store};
 const TICK: Duration = Duration::from_secs(1);
 /// How often a single run tries to deliver a report.
 const ONCE_TRIES: u32 = 10;
+/// Shortest time to the next poll without an answer, with the backoff: the network of a device that has just started is
+/// seldom there at the first.
+const RETRY_BASE: Duration = Duration::from_secs(5);
 /// Longest time between polls without an answer.
 const RETRY_CAP: Duration = Duration::from_secs(3600);
 
@@ -127,10 +130,10 @@ impl<I: Installer, V: Voice> Driver<I, V> {
         }
     }
 
-    /// Failed polls wait longer and longer, up to an hour, spread by the device's name.
+    /// Failed polls wait longer and longer, from seconds up to an hour, spread by the device's name.
     #[must_use]
     pub fn with_backoff(mut self) -> Self {
-        self.backoff = Some(Backoff::seeded(self.policy.retry, RETRY_CAP, self.seed));
+        self.backoff = Some(Backoff::seeded(RETRY_BASE, RETRY_CAP, self.seed));
         self
     }
 
