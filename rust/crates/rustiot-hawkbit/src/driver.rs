@@ -374,3 +374,68 @@ fn seed(name: &str) -> u64 {
     name.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Auth, Server};
+    use crate::machine::Consent;
+    use crate::voice::Journal;
+    use rustiot_http::{Http, Settings, Url};
+
+    struct Nobody;
+
+    impl Installer for Nobody {
+        async fn start(&mut self, _: &Order, _: bool) -> Result<JobId, Refusal> {
+            Err(Refusal::Busy(String::new()))
+        }
+        async fn proceed(&mut self, _: &JobId, _: Handling) -> Result<(), Refusal> {
+            Ok(())
+        }
+        async fn cancel(&mut self, _: &JobId) -> Result<(), String> {
+            Ok(())
+        }
+        async fn news(&mut self, _: &JobId) -> News {
+            std::future::pending().await
+        }
+    }
+
+    fn driver(controller: &str) -> Driver<Nobody, Journal> {
+        let secs = Duration::from_secs;
+        let server = Server {
+            url: Url::parse("http://127.0.0.1:1/").unwrap(),
+            tenant: "DEFAULT".into(),
+            controller: controller.into(),
+            auth: Auth::TargetToken("secret".into()),
+            timeout: secs(1),
+        };
+        let policy = Policy {
+            consent: Consent::Automatic,
+            progress_every: secs(1),
+            download_alone: true,
+            poll_working: secs(30),
+            poll_idle: None,
+            retry: secs(60),
+        };
+        let client = Client::new(Http::new(&Settings::default()).unwrap(), server);
+        let (attributes, store) = (BTreeMap::new(), Store::Nowhere);
+        Driver::new(client, Nobody, Journal::default(), policy, attributes, store).with_backoff()
+    }
+
+    #[test]
+    fn a_poll_without_an_answer_is_repeated_soon_then_seldom_and_as_the_server_asks() {
+        for controller in 0..20 {
+            let mut driver = driver(&format!("device-{controller}"));
+            let first = driver.delay(false);
+            assert!((RETRY_BASE..=RETRY_BASE * 3).contains(&first), "{first:?}");
+            let later: Vec<_> = (0..400).map(|_| driver.delay(false)).collect();
+            assert!(later.iter().all(|delay| (RETRY_BASE..=RETRY_CAP).contains(delay)), "{later:?}");
+            let late = later.iter().skip(200);
+            assert!(late.sum::<Duration>() / 200 > Duration::from_secs(300), "{later:?}");
+            driver.asked = Some(RETRY_CAP * 2);
+            assert!(driver.delay(false) >= RETRY_CAP * 2);
+            assert!(driver.delay(true) >= Duration::from_secs(54), "answered: as the policy says");
+            assert!(driver.delay(false) <= RETRY_BASE * 3, "the next failure begins anew");
+        }
+    }
+}
