@@ -34,24 +34,43 @@ S = "${UNPACKDIR}/rust"
 
 CARGO_BUILD_FLAGS += "${@' '.join('--package ' + p for p in d.getVar('RUSTIOT_PACKAGES').split())}"
 
+def rustiot_manifests(d):
+    """The manifest of every member of the workspace, by name: cargo looks at all of them, whichever is built."""
+    workspace = d.getVar("RUSTIOT_WORKSPACE")
+    # A new member is noticed by its directory.
+    bb.parse.mark_dependency(d, os.path.join(workspace, "crates"))
+    paths = {name: os.path.join(workspace, "crates", name) for name in os.listdir(os.path.join(workspace, "crates"))}
+    paths["testbed"] = os.path.join(workspace, "testbed")
+    found = {}
+    for name, path in paths.items():
+        manifest = os.path.join(path, "Cargo.toml")
+        if os.path.isfile(manifest):
+            bb.parse.mark_dependency(d, manifest)
+            with open(manifest, encoding="utf-8") as file:
+                found[name] = file.read()
+    return found
+
 python () {
-    lock = d.getVar("RUSTIOT_CARGO_LOCK")
-    bb.parse.mark_dependency(d, lock)
+    lock, workspace = d.getVar("RUSTIOT_CARGO_LOCK"), d.expand("${RUSTIOT_WORKSPACE}/Cargo.toml")
+    for path in (lock, workspace):
+        bb.parse.mark_dependency(d, path)
     try:
         with open(lock, encoding="utf-8") as file:
             text = file.read()
+        with open(workspace, encoding="utf-8") as file:
+            root = file.read()
         crates = rustiot.crates.parse(text, lock)
-        workspace = d.getVar("RUSTIOT_WORKSPACE")
-        members = {}
+        members = rustiot_manifests(d)
         for package in d.getVar("RUSTIOT_PACKAGES").split():
-            members[package] = os.path.join(workspace, "crates", package, "Cargo.toml")
-            if not os.path.isfile(members[package]):
+            if package not in members:
                 raise rustiot.problem.Problem("RUSTIOT_PACKAGES: the workspace has no crate `%s`" % package)
-        stale = rustiot.crates.stale(text, members)
+        stale = rustiot.crates.stale(text, root, members)
         if stale:
-            raise rustiot.problem.Problem("%s does not know %s; run: cargo check" % (lock, ", ".join(stale)))
+            raise rustiot.problem.Problem(
+                "%s is older than the workspace, it does not know %s; run: cargo check, and commit it" % (lock, ", ".join(stale))
+            )
     except OSError as error:
-        raise bb.parse.SkipRecipe("cannot read %s: %s; it is part of the repository" % (lock, error.strerror))
+        raise bb.parse.SkipRecipe("cannot read %s: %s; it is part of the repository" % (error.filename, error.strerror))
     except rustiot.problem.Problem as problem:
         raise bb.parse.SkipRecipe(str(problem))
     d.appendVar("SRC_URI", " " + " ".join(rustiot.crates.uris(crates)))

@@ -116,8 +116,39 @@ class Crates(unittest.TestCase):
         with self.assertRaisesRegex(Problem, "names no crate"):
             crates.parse("version = 4\n")
 
+    ROOT = '[workspace.dependencies]\na = "1.2"\nb = { package = "a", version = "=1.0.0" }\n'
+
     def test_a_stale_lock_file_is_noticed(self):
-        self.assertEqual(crates.stale(self.GOOD, {"ours": "", "new": ""}), ["new"])
+        self.assertEqual(crates.stale(self.GOOD, self.ROOT, {"ours": "", "new": ""}), ["new"])
+        for where in ("dependencies", "dev-dependencies", "build-dependencies", 'target."cfg(unix)".dependencies'):
+            for wish in ("a.workspace = true", 'c = { package = "a", version = "1" }', 'a = "1"'):
+                text = "[%s]\n%s\n" % (where, wish)
+                self.assertEqual(crates.stale(self.GOOD, self.ROOT, {"ours": text}), ["a of ours"], text)
+
+    def test_a_lock_file_with_another_version_is_noticed(self):
+        lock = self.GOOD.replace('"0.1.0"\n', '"0.1.0"\ndependencies = ["a 1.2.3+x"]\n')
+        for wish, wanted in (
+            ("a.workspace = true", []), ('a = "1.2.3"', []), ('a = "1.3"', ["a 1.3 of ours"]), ('a = "2"', ["a 2 of ours"]),
+            ("b.workspace = true", ["a =1.0.0 of ours"]),
+        ):
+            self.assertEqual(crates.stale(lock, self.ROOT, {"ours": "[dependencies]\n%s\n" % wish}), wanted, wish)
+
+    def test_requirements_are_cargos(self):
+        for requirement, good, bad in (
+            ("1.2", "1.2.0 1.9.1", "1.1.9 2.0.0"), ("^0.8", "0.8.0 0.8.9", "0.7.9 0.9.0"), ("0", "0.1.0 0.9.9", "1.0.0"),
+            ("0.0.3", "0.0.3", "0.0.4 0.1.3"), ("~1.2", "1.2.9", "1.3.0"), ("=1.2.3", "1.2.3", "1.2.4"), ("1", "1.0.0+b1", "0.9.0"),
+        ):
+            for version in good.split():
+                self.assertTrue(crates.satisfies(requirement, version), (requirement, version))
+            for version in bad.split():
+                self.assertFalse(crates.satisfies(requirement, version), (requirement, version))
+        self.assertTrue(crates.satisfies(">=1, <3", "2.0.0"))
+
+    def test_the_lock_file_of_this_tree_is_up_to_date(self):
+        top = os.path.join(REPO, "rust")
+        texts = {name: read(top, "crates", name, "Cargo.toml") for name in os.listdir(os.path.join(top, "crates"))}
+        texts["testbed"] = read(top, "testbed/Cargo.toml")
+        self.assertEqual(crates.stale(read(top, "Cargo.lock"), read(top, "Cargo.toml"), texts), [])
 
 
 class Uboot(unittest.TestCase):

@@ -16,7 +16,7 @@ def board_path(d):
     name = d.getVar("RUSTIOT_BOARD")
     if not name:
         raise Problem(
-            "MACHINE %s has no RustIoT board; use a kas file of kas/boards, or set RUSTIOT_BOARD to a name of conf/boards"
+            "MACHINE %s has no RustIoT board; use a kas file of kas/, or set RUSTIOT_BOARD to a name of conf/boards"
             % d.getVar("MACHINE")
         )
     return boards.find(name, d.getVar("RUSTIOT_BOARD_DIRS").split(":"))

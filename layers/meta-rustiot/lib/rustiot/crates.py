@@ -59,12 +59,55 @@ def checksums(crates):
     return {"%s-%s.sha256sum" % (name, version): checksum for name, version, checksum in crates}
 
 
-def workspace_members(text):
-    """(name, version) of the lock file's own packages."""
-    return [(p["name"], p["version"]) for p in tomllib.loads(text).get("package", []) if "source" not in p]
+def satisfies(requirement, version):
+    """Whether a locked version meets a requirement of a manifest: `1.2` and `^1.2`, `~1.2`, `=1.2.3`. Others are cargo's."""
+    kind = requirement[:1] if requirement[:1] in "^~=" else "^"
+    wanted = requirement.lstrip("^~= ").partition("-")[0].split(".")
+    have = version.partition("+")[0].partition("-")[0].split(".")
+    if not all(part.isdigit() for part in wanted + have):
+        return True
+    wanted, have = [int(part) for part in wanted], [int(part) for part in have]
+    if kind == "=":
+        return have[: len(wanted)] == wanted
+    if kind == "~":
+        fixed = min(len(wanted), 2)
+    else:
+        # Up to and with the first number that is not zero.
+        fixed = next((index + 1 for index, part in enumerate(wanted) if part), len(wanted))
+    return have[:fixed] == wanted[:fixed] and have >= wanted
 
 
-def stale(lock_text, manifests):
-    """Names of workspace members (`manifests`: name to Cargo.toml's text) that the lock file does not know."""
-    known = {name for name, _ in workspace_members(lock_text)}
-    return sorted(set(manifests) - known)
+def declared(manifest, workspace):
+    """(name of the crate, requirement or None) of all that a manifest depends on; `workspace` is the root's manifest."""
+    shared = workspace.get("workspace", {}).get("dependencies", {})
+    tables = [manifest] + list(manifest.get("target", {}).values())
+    for table in tables:
+        for kind in ("dependencies", "dev-dependencies", "build-dependencies"):
+            for key, value in table.get(kind, {}).items():
+                if isinstance(value, dict) and value.get("workspace"):
+                    value = shared.get(key, {})
+                value = {"version": value} if isinstance(value, str) else value
+                yield value.get("package", key), value.get("version")
+
+
+def stale(lock_text, workspace_text, manifests):
+    """What the manifests of the workspace's members (name to text) want and the lock file does not have, as cargo's
+    `--frozen` would find out later and say less of."""
+    lock, workspace = tomllib.loads(lock_text), tomllib.loads(workspace_text)
+    packages = lock.get("package", [])
+    versions, members = {}, {}
+    for package in packages:
+        versions.setdefault(package["name"], []).append(package["version"])
+        if "source" not in package:
+            members[package["name"]] = {word.split()[0] for word in package.get("dependencies", [])}
+    found = []
+    for member, text in sorted(manifests.items()):
+        if member not in members:
+            found.append(member)
+            continue
+        for name, requirement in declared(tomllib.loads(text), workspace):
+            if name not in members[member]:
+                found.append("%s of %s" % (name, member))
+            elif requirement and not any(satisfies(requirement, version) for version in versions.get(name, [])):
+                found.append("%s %s of %s" % (name, requirement, member))
+    return found

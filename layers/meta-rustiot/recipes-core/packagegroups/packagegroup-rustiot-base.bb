@@ -4,7 +4,8 @@ HOMEPAGE = "https://rustiot.example"
 
 PACKAGE_ARCH = "${MACHINE_ARCH}"
 
-inherit packagegroup
+# Without a board there is neither root nor update, and nothing to group.
+inherit packagegroup rustiot_board
 
 RDEPENDS:${PN} = " \
     ${MACHINE_ESSENTIAL_EXTRA_RDEPENDS} \
