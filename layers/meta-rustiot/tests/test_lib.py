@@ -110,6 +110,7 @@ class Crates(unittest.TestCase):
             ("0" * 64, "", "no checksum.*generate-lockfile"),
             ("version = 4", "version = 99", "format version 99"),
             ("[[package]]", "[[package", "cargo update"),
+            ('name = "ours"\n', "", "without name or version; make it anew"),
         ):
             with self.assertRaisesRegex(Problem, wanted):
                 crates.parse(self.GOOD.replace(old, new))
@@ -132,6 +133,10 @@ class Crates(unittest.TestCase):
             ("b.workspace = true", ["a =1.0.0 of ours"]),
         ):
             self.assertEqual(crates.stale(lock, self.ROOT, {"ours": "[dependencies]\n%s\n" % wish}), wanted, wish)
+
+    def test_a_manifest_that_cannot_be_read_is_named(self):
+        with self.assertRaisesRegex(Problem, "Cargo.toml of ours: .*; correct the file"):
+            crates.stale(self.GOOD, self.ROOT, {"ours": "[dependencies"})
 
     def test_requirements_are_cargos(self):
         for requirement, good, bad in (

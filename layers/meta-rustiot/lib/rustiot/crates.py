@@ -31,6 +31,8 @@ def parse(text, file="Cargo.lock"):
         )
     crates = []
     for package in lock.get("package", []):
+        if "name" not in package or "version" not in package:
+            raise Problem("%s: a package without name or version; make it anew with: cargo update --workspace" % file)
         source = package.get("source")
         if source is None:  # a member of the workspace
             continue
@@ -105,7 +107,11 @@ def stale(lock_text, workspace_text, manifests):
         if member not in members:
             found.append(member)
             continue
-        for name, requirement in declared(tomllib.loads(text), workspace):
+        try:
+            manifest = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise Problem("Cargo.toml of %s: %s; correct the file" % (member, error)) from error
+        for name, requirement in declared(manifest, workspace):
             if name not in members[member]:
                 found.append("%s of %s" % (name, member))
             elif requirement and not any(satisfies(requirement, version) for version in versions.get(name, [])):
