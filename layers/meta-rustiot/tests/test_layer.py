@@ -130,10 +130,16 @@ class Kas(unittest.TestCase):
         for path, text in sources((".conf", ".inc", ".bbclass", ".bb")):
             self.assertNotRegex(text, "ACCEPT_FSL_EULA|LICENSE_FLAGS_ACCEPTED", path)
 
-    def test_the_menu_offers_every_board(self):
+    def test_the_menu_offers_every_board_by_its_name_and_every_feature(self):
         text = read("Kconfig")
         for name in kas_boards():
-            self.assertIn('"kas/%s.yml"' % name, text)
+            symbol = "BOARD_" + name.upper().replace("-", "_")
+            described = boards.load(boards.find(name, DIRECTORIES))["description"]
+            self.assertIn('config %s\n\tbool "%s"\n' % (symbol, described), text)
+            self.assertIn('default "kas/%s.yml" if %s\n' % (name, symbol), text)
+        for path in kas_files("features") + kas_files("eula"):
+            if not path.endswith(".lock.yml"):
+                self.assertIn('default "%s"\n' % path, text)
 
 
 class SameAsTheLab(unittest.TestCase):

@@ -5,6 +5,7 @@
 #
 """oe-selftest -r rustiot: what the layer refuses, and that image and bundle resolve. Nothing is compiled."""
 
+import glob
 import os
 
 from oeqa.selftest.case import OESelftestTestCase
@@ -14,10 +15,12 @@ from oeqa.utils.commands import bitbake, get_bb_var, get_bb_vars
 class RustiotLayer(OESelftestTestCase):
     """The build's refusals and its lists."""
 
-    def refused(self, config, target, wanted):
-        """`target` cannot be built with `config`, and BitBake says why."""
+    def refused(self, config, recipe, wanted):
+        """`recipe` cannot be built with `config`, and BitBake says why. Only that file is read: seconds, not minutes."""
         self.write_config(config)
-        result = bitbake("-n " + target, ignore_status=True)
+        found = glob.glob(os.path.join(get_bb_var("LAYERDIR_rustiot"), "**", recipe + ".bb"), recursive=True)
+        self.assertEqual(len(found), 1, recipe)
+        result = bitbake("-n -b " + found[0], ignore_status=True)
         self.assertNotEqual(result.status, 0)
         self.assertIn(wanted, result.output)
 
@@ -25,13 +28,19 @@ class RustiotLayer(OESelftestTestCase):
         """RUSTIOT_BOARD misspelt."""
         self.refused('RUSTIOT_BOARD:forcevariable = "toaster"', "rustiot-image", "there is no board `toaster`")
 
+    def test_a_machine_without_a_board_says_so(self):
+        """A MACHINE that OE-core has and the product has not."""
+        self.refused('MACHINE = "qemuppc"', "rustiot-image", "MACHINE qemuppc has no RustIoT board")
+
     def test_production_refuses_the_development_ca(self):
         """RUSTIOT_PRODUCTION with the keys of scripts/make-dev-keys."""
-        self.refused('RUSTIOT_PRODUCTION = "1"', "rustiot-bundle", "development CA")
+        for recipe in ("rustiot-bundle", "rustiot-rootfs", "rustiot-image-dev"):
+            self.refused('RUSTIOT_PRODUCTION = "1"', recipe, "RUSTIOT_PRODUCTION is set, and")
 
     def test_missing_keys_say_how_to_make_them(self):
         """No keys at all."""
-        self.refused('RUSTIOT_KEYS = "/nonexistent"', "rustiot-image", "make-dev-keys")
+        for recipe in ("rustiot-bundle", "rustiot-rootfs"):
+            self.refused('RUSTIOT_KEYS = "/nonexistent"', recipe, "make-dev-keys")
 
     def test_every_crate_of_the_lock_file_is_fetched(self):
         """SRC_URI has one entry with a checksum for each."""
@@ -50,7 +59,13 @@ class RustiotLayer(OESelftestTestCase):
         )
         member = '[[package]]\nname = "rustiot-device"\nversion = "0.1.0"\n'
         foreign = member + serde.replace("registry+", "git+")
-        for text, wanted in ((serde, "run: cargo check"), (foreign, "only crates of the registry"), (None, "cannot read")):
+        damaged = '[[package]]\nversion = "0.1.0"\n'
+        for text, wanted in (
+            (serde, "run: cargo check"),
+            (foreign, "only crates of the registry"),
+            (damaged, "without name or version"),
+            (None, "cannot read"),
+        ):
             path = os.path.join(self.builddir, "stale-Cargo.lock")
             if text is None:
                 os.unlink(path)
