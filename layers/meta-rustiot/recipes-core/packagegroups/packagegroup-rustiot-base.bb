@@ -2,10 +2,8 @@ SUMMARY = "What a RustIoT root consists of"
 DESCRIPTION = "The product's packages. Each has its reason in docs/yocto.md, What is in the image."
 HOMEPAGE = "https://rustiot.example"
 
-PACKAGE_ARCH = "${MACHINE_ARCH}"
-
 # Without a board there is neither root nor update, and nothing to group.
-inherit packagegroup rustiot_board
+inherit rustiot_board packagegroup
 
 RDEPENDS:${PN} = " \
     ${MACHINE_ESSENTIAL_EXTRA_RDEPENDS} \

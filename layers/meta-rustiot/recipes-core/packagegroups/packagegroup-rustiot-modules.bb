@@ -3,7 +3,7 @@ DESCRIPTION = "The modules of conf/kernel-modules.toml and of the board file. Wh
                so they are recommended and not required; those that the way to the root needs are checked by the initramfs."
 HOMEPAGE = "https://rustiot.example"
 
-inherit packagegroup rustiot_board
+inherit rustiot_board packagegroup
 
 RRECOMMENDS:${PN} = "${@rustiot_said(d, rustiot.adapters.module_packages)}"
 # What drivers of this board load (conf/rustiot). To BitBake a recommendation must be there as a dependency must, so
