@@ -5,6 +5,7 @@
 #
 """What must agree: boards, kas files, machine settings, documentation, and what the lab image does with the same files."""
 
+import fnmatch
 import importlib.machinery
 import importlib.util
 import os
@@ -223,6 +224,28 @@ class Layer(unittest.TestCase):
                     self.assertIn(":rustiot", line.split("(")[0], "%s: %s" % (path, line))
                 if line.startswith(("require", "inherit")):
                     self.assertIn("d.getVar('DISTRO')", line, "%s: %s" % (path, line))
+
+    def test_every_package_of_the_root_has_its_reason_in_the_documentation(self):
+        text = read("docs/yocto.md").partition("### What is in the image")[2].partition("\n## ")[0]
+        # `name-{a,b}` and `name`, `-a` are what they look like.
+        named = set()
+        for cell in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE):
+            first = ""
+            for word in re.findall(r"`([^`]+)`", cell):
+                name = first.rpartition("-")[0] + word if word.startswith("-") else word
+                first = first or word
+                head, brace, rest = name.partition("{")
+                named.update(head + part for part in rest.rstrip("}").split(",")) if brace else named.add(name)
+        recipes = {"recipes-core/packagegroups/packagegroup-rustiot-base.bb": r"RDEPENDS:|_PACKAGES =", "recipes-core/rustiot/rustiot-device.bb": r"RDEPENDS:"}
+        for path, start in recipes.items():
+            body = read("layers/meta-rustiot", path)
+            wanted = set()
+            for value in re.findall(r"^\w*(?:%s)[^\n]*?\"(.*?)\"\n" % start, body, re.DOTALL | re.MULTILINE):
+                inside = re.sub(r"\$\{@.*?'\w+', '[\w-]+', '([^']*)'.*?\}", r"\1", value)
+                wanted.update(word for word in inside.split() if re.fullmatch(r"[a-z][a-z0-9+-]*", word))
+            self.assertTrue(wanted, path)
+            for package in wanted:
+                self.assertTrue(any(fnmatch.fnmatchcase(package, pattern) for pattern in named), "%s of %s" % (package, path))
 
     def test_no_recipe_bears_the_name_of_the_override(self):
         # `FILES:rustiot` would be a variable of the distribution, not of the package.
