@@ -8,10 +8,16 @@
 #
 # RUSTIOT_PACKAGES   members of the workspace to build
 # RUSTIOT_BUDGETS    program:key pairs; a stripped program over the board's budget sizes.<key> fails the build
+# RUSTIOT_CRATE_LICENSES
+#                    licences of the crates that are linked in: with these, each crate's own expression must be met
+# RUSTIOT_CRATES_ELSEWHERE
+#                    crates that the lock file leads to and that only other systems than Linux build
 
 inherit cargo pkgconfig rustiot_board
 
-LICENSE = "MIT | Apache-2.0"
+RUSTIOT_CRATE_LICENSES ?= "MIT Unicode-3.0"
+RUSTIOT_CRATES_ELSEWHERE ?= ""
+LICENSE = "(MIT | Apache-2.0) & ${@' & '.join(d.getVar('RUSTIOT_CRATE_LICENSES').split())}"
 LIC_FILES_CHKSUM = " \
     file://${COREBASE}/meta/files/common-licenses/MIT;md5=0835ade698e0bcf8506ecda2f7b4f302 \
     file://${COREBASE}/meta/files/common-licenses/Apache-2.0;md5=89aea4e17d99a7cacdbeed46a0096b10 \
@@ -94,3 +100,27 @@ python rustiot_check_budgets () {
 }
 do_install[postfuncs] += "rustiot_check_budgets"
 do_install[vardeps] += "RUSTIOT_BUDGETS RUSTIOT_BOARD_CHECKSUM"
+
+# deploy/licenses/…/crates.txt: every crate that is linked in, with the licence that it states.
+python rustiot_list_crates () {
+    import tomllib
+
+    texts = []
+    for path in (d.getVar("RUSTIOT_CARGO_LOCK"), d.expand("${RUSTIOT_WORKSPACE}/Cargo.toml")):
+        with open(path, encoding="utf-8") as file:
+            texts.append(file.read())
+    packages, names = d.getVar("RUSTIOT_PACKAGES").split(), d.getVar("RUSTIOT_CRATE_LICENSES").split()
+    lines = []
+    for name, version in rustiot.crates.reached(texts[0], texts[1], rustiot_manifests(d), packages):
+        if name in d.getVar("RUSTIOT_CRATES_ELSEWHERE").split():
+            continue
+        manifest = os.path.join(d.getVar("CARGO_VENDORING_DIRECTORY"), "%s-%s" % (name, version), "Cargo.toml")
+        with open(manifest, "rb") as file:
+            stated = tomllib.load(file)["package"].get("license")
+        lines.append(rustiot_try(d, rustiot.crates.check_licence, name, version, stated, names, d.getVar("PN")))
+    with open(os.path.join(d.getVar("LICSSTATEDIR"), d.getVar("PN"), "crates.txt"), "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+}
+do_populate_lic[postfuncs] += "rustiot_list_crates"
+do_populate_lic[vardeps] += "RUSTIOT_PACKAGES RUSTIOT_CRATE_LICENSES RUSTIOT_CRATES_ELSEWHERE"
+do_populate_lic[file-checksums] += "${RUSTIOT_CARGO_LOCK}:True"

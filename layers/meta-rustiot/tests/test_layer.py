@@ -8,8 +8,11 @@
 import fnmatch
 import importlib.machinery
 import importlib.util
+import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 import unittest
 
@@ -18,7 +21,7 @@ LAYER = os.path.normpath(os.path.join(HERE, ".."))
 REPO = os.path.normpath(os.path.join(LAYER, "../.."))
 sys.path.insert(0, os.path.join(LAYER, "lib"))
 
-from rustiot import boards, tryboot  # noqa: E402
+from rustiot import boards, crates, tryboot  # noqa: E402
 
 DIRECTORIES = [os.path.join(REPO, "conf/boards")]
 # The list: each has a kas file and a board file.
@@ -246,6 +249,49 @@ class Layer(unittest.TestCase):
             self.assertTrue(wanted, path)
             for package in wanted:
                 self.assertTrue(any(fnmatch.fnmatchcase(package, pattern) for pattern in named), "%s of %s" % (package, path))
+
+    def test_recipes_name_the_licences_of_the_crates_that_they_link(self):
+        cargo = shutil.which("cargo")
+        if not cargo:
+            self.skipTest("there is no cargo")
+        command = [cargo, "metadata", "--format-version", "1", "--locked", "--offline", "--manifest-path", os.path.join(REPO, "rust/Cargo.toml")]
+        for system in ("x86_64", "aarch64"):
+            command += ["--filter-platform", system + "-unknown-linux-gnu"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            self.skipTest("cargo has not fetched all crates")
+        found = json.loads(result.stdout)
+        packages = {p["id"]: p for p in found["packages"]}
+        needs = {n["id"]: [d["pkg"] for d in n["deps"] if any(k["kind"] != "dev" for k in d["dep_kinds"])] for n in found["resolve"]["nodes"]}
+        manifests = {p["name"]: read(os.path.relpath(p["manifest_path"], REPO)) for p in packages.values() if not p["source"]}
+        common = values(next(text for path, text in sources("rustiot_workspace.bbclass")))["RUSTIOT_CRATE_LICENSES"]
+        for path, text in sources(".bb"):
+            if "inherit rustiot_workspace" not in text:
+                continue
+            recipe = os.path.basename(path)[:-3]
+            names = values(text).get("RUSTIOT_CRATE_LICENSES", common).split()
+            members = values(text).get("RUSTIOT_PACKAGES", recipe).split()
+            elsewhere = values(text).get("RUSTIOT_CRATES_ELSEWHERE", "").split()
+            # What cargo builds on Linux, ...
+            built, waiting = set(), [p["id"] for p in packages.values() if p["name"] in members]
+            while waiting:
+                package = waiting.pop()
+                if package not in built:
+                    built.add(package)
+                    waiting += needs[package]
+            linked = {(packages[p]["name"], packages[p]["version"]): packages[p]["license"] for p in built if packages[p]["source"]}
+            self.assertGreater(len(linked), 5, recipe)
+            # ... is among what the class lists, each under a licence that the recipe names, and it names no other.
+            listed = crates.reached(read("rust/Cargo.lock"), read("rust/Cargo.toml"), manifests, members)
+            self.assertEqual(set(linked) - set(listed), set(), recipe)
+            for name, version in linked:
+                crates.check_licence(name, version, linked[name, version], names, recipe)
+                self.assertNotIn(name, elsewhere)
+            for name in names:
+                less = [n for n in names if n != name]
+                self.assertTrue(any(not crates.satisfied(stated, less) for stated in linked.values()), "%s of %s" % (name, recipe))
+            for name in elsewhere:
+                self.assertIn(name, [crate for crate, _ in listed], recipe)
 
     def test_no_recipe_bears_the_name_of_the_override(self):
         # `FILES:rustiot` would be a variable of the distribution, not of the package.

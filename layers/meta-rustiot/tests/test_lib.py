@@ -138,6 +138,35 @@ class Crates(unittest.TestCase):
         with self.assertRaisesRegex(Problem, "Cargo.toml of ours: .*; correct the file"):
             crates.stale(self.GOOD, self.ROOT, {"ours": "[dependencies"})
 
+    def test_what_is_built_is_what_the_lock_file_leads_to(self):
+        registry = 'source = "registry+https://example.org"\nchecksum = "%s"\n' % ("0" * 64)
+        lock = 'version = 4\n'
+        for name, version, needs, more in (
+            ("ours", "0.1.0", ["other", "tests"], ""), ("other", "0.1.0", ["a 1.0.0"], ""), ("a", "1.0.0", ["b"], registry),
+            ("a", "2.0.0", ["c"], registry), ("b", "1.0.0", [], registry), ("c", "1.0.0", [], registry), ("tests", "1.0.0", ["c"], registry),
+        ):
+            lock += '[[package]]\nname = "%s"\nversion = "%s"\n%sdependencies = %s\n' % (name, version, more, str(needs).replace("'", '"'))
+        manifests = {
+            "ours": '[dependencies]\nother.workspace = true\n[dev-dependencies]\ntests = "1"\n',
+            "other": '[target."cfg(unix)".dependencies]\na = "1"\n',
+        }
+        root = '[workspace.dependencies]\nother = { path = "other" }\n'
+        self.assertEqual(crates.reached(lock, root, manifests, ["ours"]), [("a", "1.0.0"), ("b", "1.0.0")])
+
+    def test_licence_expressions(self):
+        for expression, good, bad in (
+            ("MIT OR Apache-2.0", "MIT", "ISC"), ("MIT/Apache-2.0", "Apache-2.0", "ISC"), ("Apache-2.0 AND ISC", "Apache-2.0 ISC", "ISC"),
+            ("(MIT OR Apache-2.0) AND Unicode-3.0", "MIT Unicode-3.0", "MIT Apache-2.0"), ("Apache-2.0 WITH LLVM-exception OR GPL-2.0", "Apache-2.0", "MIT"),
+            ("ISC AND (Apache-2.0 OR ISC) AND MIT", "ISC MIT", "ISC Apache-2.0"), ("A OR B AND C", "A", "B"), ("MIT", "MIT", ""),
+        ):
+            self.assertTrue(crates.satisfied(expression, good.split()), expression)
+            self.assertFalse(crates.satisfied(expression, bad.split()), expression)
+        self.assertEqual(crates.check_licence("a", "1.0.0", "MIT OR ISC", ["MIT"], "r"), "a 1.0.0: MIT OR ISC")
+        with self.assertRaisesRegex(Problem, "a 1.0.0 is under `GPL-3.0`; r names none of it: .* RUSTIOT_CRATE_LICENSES"):
+            crates.check_licence("a", "1.0.0", "GPL-3.0", ["MIT"], "r")
+        with self.assertRaisesRegex(Problem, "a 1.0.0 names no licence"):
+            crates.check_licence("a", "1.0.0", None, ["MIT"], "r")
+
     def test_requirements_are_cargos(self):
         for requirement, good, bad in (
             ("1.2", "1.2.0 1.9.1", "1.1.9 2.0.0"), ("^0.8", "0.8.0 0.8.9", "0.7.9 0.9.0"), ("0", "0.1.0 0.9.9", "1.0.0"),

@@ -79,12 +79,15 @@ def satisfies(requirement, version):
     return have[:fixed] == wanted[:fixed] and have >= wanted
 
 
-def declared(manifest, workspace):
+KINDS = ("dependencies", "dev-dependencies", "build-dependencies")
+
+
+def declared(manifest, workspace, kinds=KINDS):
     """(name of the crate, requirement or None) of all that a manifest depends on; `workspace` is the root's manifest."""
     shared = workspace.get("workspace", {}).get("dependencies", {})
     tables = [manifest] + list(manifest.get("target", {}).values())
     for table in tables:
-        for kind in ("dependencies", "dev-dependencies", "build-dependencies"):
+        for kind in kinds:
             for key, value in table.get(kind, {}).items():
                 if isinstance(value, dict) and value.get("workspace"):
                     value = shared.get(key, {})
@@ -117,3 +120,74 @@ def stale(lock_text, workspace_text, manifests):
             elif requirement and not any(satisfies(requirement, version) for version in versions.get(name, [])):
                 found.append("%s %s of %s" % (name, requirement, member))
     return found
+
+
+def reached(lock_text, workspace_text, manifests, packages):
+    """(name, version) of the registry's crates that these members are built from: all that the lock file leads to from
+    them, without what only tests use. Some are for other processors or for the build alone: better one too many."""
+    lock, workspace = tomllib.loads(lock_text), tomllib.loads(workspace_text)
+    known = {}
+    for package in lock.get("package", []):
+        known.setdefault(package["name"], []).append(package)
+    seen, found, waiting = set(), [], list(packages)
+    while waiting:
+        # `name` where there is one version, `name version` where there are more.
+        name, _, version = waiting.pop().partition(" ")
+        for package in known.get(name, []):
+            key = (name, package["version"])
+            if (version and version.split()[0] != package["version"]) or key in seen:
+                continue
+            seen.add(key)
+            needed = package.get("dependencies", [])
+            if "source" in package:
+                found.append(key)
+            elif name in manifests:
+                used = {wanted for wanted, _ in declared(tomllib.loads(manifests[name]), workspace, ("dependencies", "build-dependencies"))}
+                needed = [word for word in needed if word.split()[0] in used]
+            waiting.extend(needed)
+    return sorted(found)
+
+
+def satisfied(expression, names):
+    """Whether a licence expression (SPDX, or `A/B` as older manifests have it) is met by licences called `names`."""
+    words = expression.replace("/", " OR ").replace("(", " ( ").replace(")", " ) ").split()
+
+    def either():
+        met = both()
+        while words and words[0] == "OR":
+            words.pop(0)
+            met = both() or met
+        return met
+
+    def both():
+        met = single()
+        while words and words[0] == "AND":
+            words.pop(0)
+            met = single() and met
+        return met
+
+    def single():
+        word = words.pop(0) if words else ""
+        if word == "(":
+            met = either()
+            if words:
+                words.pop(0)
+            return met
+        if words and words[0] == "WITH":
+            # An exception allows more, never less.
+            del words[:2]
+        return word in names
+
+    return either()
+
+
+def check_licence(name, version, expression, names, recipe):
+    """Refuses a crate whose licence the recipe does not name; gives its line of the list."""
+    if not expression:
+        raise Problem("crate %s %s names no licence; look at its source, and replace it if there is none" % (name, version))
+    if not satisfied(expression, names):
+        raise Problem(
+            "crate %s %s is under `%s`; %s names none of it: see that it may be shipped, and add it to RUSTIOT_CRATE_LICENSES"
+            % (name, version, expression, recipe)
+        )
+    return "%s %s: %s" % (name, version, expression)

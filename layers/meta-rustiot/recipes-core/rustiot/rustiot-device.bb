@@ -6,6 +6,8 @@ SECTION = "base"
 
 inherit rustiot_workspace
 
+RUSTIOT_CRATE_LICENSES = "Apache-2.0 BSD-3-Clause ISC MIT Unicode-3.0"
+RUSTIOT_CRATES_ELSEWHERE = "webpki-root-certs"
 RUSTIOT_BUDGETS = "${bindir}/rustiot:device_binary"
 
 # The services are links: what the binary is called is what it does (docs/map.md).
