@@ -83,8 +83,6 @@ pub enum Command {
     #[command(after_help = "Examples:\n  rustiot bench\n  rustiot bench --only init,size --runs 9\n  \
         rustiot bench --write     put the tables into docs/figures.md\n  rustiot bench delta old.raucb new.raucb\n\nNothing else should run meanwhile.")]
     Bench(Bench),
-    #[command(hide = true)]
-    DeltaApply(DeltaApply),
     /// Longer experiments on machines in QEMU
     #[command(subcommand, after_help = "Example:\n  rustiot lab power-cut --runs 100")]
     Lab(Lab),
@@ -340,6 +338,9 @@ pub struct BenchDelta {
     /// Leave out the full way, which takes longest to make
     #[arg(long)]
     pub no_full: bool,
+    /// Leave out these of the other tools: bsdiff, for one, takes 17 times the image's size of memory
+    #[arg(long, value_name = "TOOL", value_delimiter = ',', conflicts_with = "ours")]
+    pub without: Vec<String>,
     /// What another tool may take for one step, seconds
     #[arg(long, default_value_t = 1800)]
     pub patience: u64,
@@ -348,15 +349,6 @@ pub struct BenchDelta {
     pub write: bool,
     #[command(flatten)]
     pub json: Json,
-}
-
-/// What `bench delta` runs in a process of its own, to see its memory.
-#[derive(Debug, Args)]
-pub struct DeltaApply {
-    /// The delta
-    pub delta: PathBuf,
-    /// Its sources in order
-    pub sources: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -55,7 +55,6 @@ fn dispatch(command: Command) -> Done {
             Some(BenchWhat::Herd(args)) => bench_herd::run(&context()?, args),
             None => bench::run(&context()?, &args),
         },
-        Command::DeltaApply(args) => bench_delta::apply(&args),
         Command::Lab(Lab::PowerCut { board, runs, seed, json }) => {
             power_cut::run(&context()?, &board.board, runs, seed, json.json)
         }
