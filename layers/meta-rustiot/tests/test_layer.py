@@ -331,6 +331,36 @@ class TheTableOfVerifiedBoards(unittest.TestCase):
             self.assertIn("| %s | `%s` |" % name_and_commit, text)
         self.assertIn("openembedded-core", dict(self.script.layers()))
 
+    def test_the_line_about_the_layer_stays_until_the_next_one(self):
+        line = self.script.layer_result("INFO: Ran 11 tests in 9.1s\nINFO: OK\nINFO:  (skipped=2)\nINFO: meta-rustiot ... PASS\n")
+        self.assertIn("9 checks passed, 2 skipped", line)
+        text = self.script.write(self.before, [], ["old"], line)
+        self.assertIn(line, text)
+        self.assertEqual(self.script.write(text, [], ["old"]), text)
+        again = self.script.write(text, [], ["old"], line.replace("9 checks", "10 checks"))
+        self.assertNotIn("9 checks", again)
+        self.assertIn("10 checks", again)
+
+    def test_a_layer_that_does_not_pass_is_no_line(self):
+        for said, wanted in (
+            ("INFO: FAIL: test_world (common.CommonCheckLayer.test_world)\nINFO: Ran 11 tests in 9s\nINFO: meta-rustiot ... FAIL\n", "FAIL, test_world"),
+            ("INFO: Ran 0 tests in 0s\nINFO: meta-rustiot ... SKIPPED (Missing dependencies)\n", "SKIPPED .Missing"),
+            ("ERROR: no such layer\n", "did not come to an end"),
+        ):
+            with self.assertRaisesRegex(self.script.Failed, wanted):
+                self.script.layer_result(said)
+
+    def test_variables_are_read_from_what_the_questions_print(self):
+        text = "NOTE: Reconnecting\n@MACHINE=qemuarm\n@PREFERRED_PROVIDER_virtual/kernel=linux-yocto\n@WKS_FILE=ERROR\n"
+        found = self.script.variables(text)
+        self.assertEqual(found["PREFERRED_PROVIDER_virtual/kernel"], "linux-yocto")
+        self.script.expect(found, "MACHINE", "qemuarm")
+        for name in ("WKS_FILE", "DISTRO"):
+            with self.assertRaises(self.script.Failed):
+                self.script.expect(found, name, "rustiot.wks.in")
+        asked = [name for _, name in self.script.ASKED]
+        self.assertEqual(len(asked), len(set(asked)))
+
     def test_a_page_without_the_mark_is_not_touched(self):
         with self.assertRaises(self.script.Failed):
             self.script.write("no table here", [self.row], ["new"])
