@@ -332,13 +332,16 @@ class TheTableOfVerifiedBoards(unittest.TestCase):
         self.assertIn("openembedded-core", dict(self.script.layers()))
 
     def test_the_line_about_the_layer_stays_until_the_next_one(self):
-        line = self.script.layer_result("INFO: Ran 11 tests in 9.1s\nINFO: OK\nINFO:  (skipped=2)\nINFO: meta-rustiot ... PASS\n")
-        self.assertIn("9 checks passed, 2 skipped", line)
+        ended = "INFO: Ran 2 tests in 9.1s\nINFO: OK\nINFO:  (skipped=1)\nINFO: meta-rustiot ... PASS\n"
+        line = self.script.layer_result(2 * "INFO: test_x (y)\nINFO:  ... ok\n" + ended)
+        self.assertIn("all 2 checks passed", line)
+        with self.assertRaisesRegex(self.script.Failed, "1 of 2 checks passed"):
+            self.script.layer_result("INFO:  ... ok\nINFO:  ... skipped 'why'\n" + ended)
         text = self.script.write(self.before, [], ["old"], line)
         self.assertIn(line, text)
         self.assertEqual(self.script.write(text, [], ["old"]), text)
-        again = self.script.write(text, [], ["old"], line.replace("9 checks", "10 checks"))
-        self.assertNotIn("9 checks", again)
+        again = self.script.write(text, [], ["old"], line.replace("2 checks", "10 checks"))
+        self.assertNotIn("2 checks", again)
         self.assertIn("10 checks", again)
 
     def test_a_layer_that_does_not_pass_is_no_line(self):
