@@ -3,7 +3,10 @@
 //! It never reads or changes another table. What it decides on is what comes from or goes to our bridges; other packets
 //! pass, except that forwarding which the engine had to switch on stays closed to them. Called by `networks`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use nlink::{
     Connection, Nftables,
@@ -23,6 +26,8 @@ pub(crate) const TABLE: &str = "rustiot-networks";
 const FAMILY: Family = Family::Inet;
 const NFPROTO_IPV4: u8 = 2;
 const ICMP_ECHO_REQUEST: u8 = 8;
+/// Where the resolver listens.
+pub(crate) const DNS: u16 = 53;
 
 /// The table could not be replaced. The one before is still in force.
 #[derive(Debug, thiserror::Error)]
@@ -40,32 +45,52 @@ fn because(action: &'static str) -> impl Fn(nlink::Error) -> Error {
 /// A connection to nf_tables.
 pub(crate) struct Firewall {
     connection: Connection<Nftables>,
+    /// The kernel's count of changes after ours; none before the first, and after one that failed.
+    generation: Option<u32>,
+}
+
+/// What the rules follow from.
+pub(crate) struct Facts<'a> {
+    pub networks: &'a Networks,
+    pub endpoints: &'a Endpoints,
+    /// Networks whose gateway answers DNS.
+    pub served: &'a BTreeSet<String>,
+    /// What is not of our networks is not forwarded.
+    pub closed: bool,
 }
 
 impl Firewall {
     pub(crate) fn open() -> Result<Firewall, Error> {
-        Ok(Firewall { connection: Connection::<Nftables>::new().map_err(because("reach"))? })
+        let connection = Connection::<Nftables>::new().map_err(because("reach"))?;
+        Ok(Firewall { connection, generation: None })
+    }
+
+    /// Whether somebody, not necessarily at our table, has changed rules since [`apply`](Self::apply).
+    pub(crate) async fn is_changed(&self) -> Result<bool, Error> {
+        let now = self.connection.generation().await.map_err(because("look for"))?;
+        Ok(self.generation != Some(now))
     }
 
     /// Replaces the table by what the records say.
-    pub(crate) async fn apply(
-        &self,
-        networks: &Networks,
-        endpoints: &Endpoints,
-        closed: bool,
-    ) -> Result<(), Error> {
+    pub(crate) async fn apply(&mut self, facts: &Facts<'_>) -> Result<(), Error> {
+        // One change is one step of the count. If another one comes between, ours is simply made again.
+        let before = self.connection.generation().await.map_err(because("look for"))?;
+        self.generation = None;
         let mut batch = self.without().await?.add_table(TABLE, FAMILY);
         for chain in chains().map_err(because("describe"))? {
             batch = batch.add_chain(chain);
         }
-        for rule in rules(networks, endpoints, closed) {
+        for rule in rules(facts) {
             batch = batch.add_rule(rule);
         }
-        batch.commit(&self.connection).await.map_err(because("replace"))
+        batch.commit(&self.connection).await.map_err(because("replace"))?;
+        self.generation = Some(before.wrapping_add(1).max(1));
+        Ok(())
     }
 
     /// Removes the table.
-    pub(crate) async fn remove(&self) -> Result<(), Error> {
+    pub(crate) async fn remove(&mut self) -> Result<(), Error> {
+        self.generation = None;
         self.connection.del_table_if_exists(TABLE, FAMILY).await.map_err(because("remove")).map(drop)
     }
 
@@ -116,7 +141,8 @@ fn known(chain: &str) -> Rule {
 }
 
 /// All rules, in order. Pure.
-fn rules(networks: &Networks, endpoints: &Endpoints, closed: bool) -> Vec<Rule> {
+fn rules(facts: &Facts<'_>) -> Vec<Rule> {
+    let Facts { networks, endpoints, served, closed } = *facts;
     let mut rules = Vec::new();
     let published = || {
         endpoints
@@ -171,8 +197,12 @@ fn rules(networks: &Networks, endpoints: &Endpoints, closed: bool) -> Vec<Rule> 
                 .match_daddr_v4(network.gateway, 32)
         };
         rules.push(to_gateway().match_icmp_type(ICMP_ECHO_REQUEST).accept());
-        for HostPort { protocol, port: number } in &network.host_ports {
-            rules.push(port(to_gateway(), *protocol, *number).accept());
+        let mut open = network.host_ports.clone();
+        if served.contains(&network.name) {
+            open.extend([Protocol::Tcp, Protocol::Udp].map(|protocol| HostPort { protocol, port: DNS }));
+        }
+        for HostPort { protocol, port: number } in open {
+            rules.push(port(to_gateway(), protocol, number).accept());
         }
     }
     // What claims to come from or go to the loopback gets no answer.
@@ -221,20 +251,21 @@ fn sources(network: &Network) -> Vec<Rule> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
     fn the_whole_table_reads_as_it_is_meant() {
         let network = |name: &str, subnet: &str, internal| Network {
             name: name.into(),
+            id: String::new(),
+            created: Default::default(),
             bridge: format!("rib-{name}"),
             subnet: subnet.parse().unwrap(),
             gateway: subnet.parse::<crate::Subnet>().unwrap().first_host(),
             internal,
-            host_ports: BTreeSet::from([HostPort { protocol: Protocol::Udp, port: 53 }]),
+            host_ports: BTreeSet::from([HostPort { protocol: Protocol::Udp, port: 123 }]),
             labels: Default::default(),
+            options: Default::default(),
         };
         let networks = Networks {
             networks: [network("a", "172.17.0.0/16", false), network("b", "172.18.0.0/16", true)]
@@ -243,11 +274,15 @@ mod tests {
         };
         let endpoint = Endpoint {
             container: "c".into(),
+            id: String::new(),
+            namespace: "/none".into(),
             network: "a".into(),
             address: Ipv4Addr::new(172, 17, 0, 2),
+            mac: [2, 0, 0, 0, 0, 1],
             link: "riv-c".into(),
             interface: "eth0".into(),
-            aliases: BTreeSet::new(),
+            aliases: Vec::new(),
+            servers: Vec::new(),
             published: BTreeSet::from([Published {
                 protocol: Protocol::Tcp,
                 host_address: None,
@@ -256,8 +291,9 @@ mod tests {
             }]),
         };
         let endpoints = Endpoints { endpoints: vec![endpoint], ..Default::default() };
-        let text: Vec<String> =
-            rules(&networks, &endpoints, true).iter().map(|rule| rule.nft_syntax().unwrap()).collect();
+        let served = BTreeSet::from(["a".to_owned()]);
+        let facts = Facts { networks: &networks, endpoints: &endpoints, served: &served, closed: true };
+        let text: Vec<String> = rules(&facts).iter().map(|rule| rule.nft_syntax().unwrap()).collect();
         let expected = r#"fib daddr type local tcp dport 8080 dnat ip to 172.17.0.2:80
 fib daddr type local tcp dport 8080 dnat ip to 172.17.0.2:80
 ip saddr 172.17.0.0/16 oifname "rib-a" ct status dnat ip daddr 172.17.0.0/16 masquerade
@@ -276,9 +312,11 @@ oifname "rib-*" drop
 meta nfproto ipv4 drop
 ct state established,related iifname "rib-*" accept
 iifname "rib-a" ip saddr 172.17.0.0/16 ip daddr 172.17.0.1 icmp type echo-request accept
+iifname "rib-a" ip saddr 172.17.0.0/16 ip daddr 172.17.0.1 tcp dport 53 accept
 iifname "rib-a" ip saddr 172.17.0.0/16 ip daddr 172.17.0.1 udp dport 53 accept
+iifname "rib-a" ip saddr 172.17.0.0/16 ip daddr 172.17.0.1 udp dport 123 accept
 iifname "rib-b" ip saddr 172.18.0.0/16 ip daddr 172.18.0.1 icmp type echo-request accept
-iifname "rib-b" ip saddr 172.18.0.0/16 ip daddr 172.18.0.1 udp dport 53 accept
+iifname "rib-b" ip saddr 172.18.0.0/16 ip daddr 172.18.0.1 udp dport 123 accept
 iifname "rib-*" ip daddr 127.0.0.0/8 drop
 iifname "rib-*" ip saddr 127.0.0.0/8 drop
 iifname "rib-*" reject"#;

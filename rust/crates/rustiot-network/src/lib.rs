@@ -5,10 +5,14 @@
 
 pub mod address;
 mod firewall;
+mod flows;
 mod links;
+mod names;
 mod networks;
 mod record;
+mod resolver;
 
 pub use address::Subnet;
-pub use networks::{Attachment, Error, Networks, Reconciled, Wanted};
-pub use record::{DEFAULT_NETWORK, Endpoint, HostPort, Network, NetworkConfig, Protocol, Published};
+pub use names::{Reply, View, reply};
+pub use networks::{Attachment, Error, Mended, Networks, Reconciled, Wanted};
+pub use record::{DEFAULT_NETWORK, Endpoint, HostPort, Network, NetworkConfig, Protocol, Publish, Published};

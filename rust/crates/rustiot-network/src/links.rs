@@ -2,7 +2,7 @@
 //! `networks`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     io::Write as _,
     net::{IpAddr, Ipv4Addr},
@@ -83,11 +83,21 @@ pub(crate) struct Links {
     route: Connection<Route>,
 }
 
+/// One of our links.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    pub is_bridge: bool,
+    pub index: u32,
+    pub master: Option<u32>,
+    pub is_up: bool,
+}
+
 /// What a container's end is to be.
 pub(crate) struct Pair<'a> {
     pub link: &'a str,
     pub namespace: &'a Path,
     pub address: Ipv4Addr,
+    pub mac: [u8; 6],
     /// Whether the way out goes through this network.
     pub default_route: bool,
 }
@@ -109,19 +119,50 @@ impl Links {
             .collect())
     }
 
-    /// Our links that there are: name → whether it is a bridge.
-    pub(crate) async fn ours(&self) -> Result<BTreeMap<String, bool>, Error> {
+    /// Our links that there are, by name.
+    pub(crate) async fn ours(&self) -> Result<BTreeMap<String, Found>, Error> {
         let links = self.route.get_links().await.context("list", "links")?;
         let mut ours = BTreeMap::new();
         for link in &links {
             let name = link.name_or("");
-            match link.kind() {
-                Some("bridge") if name.starts_with(BRIDGE_PREFIX) => ours.insert(name.to_owned(), true),
-                Some("veth") if name.starts_with(VETH_PREFIX) => ours.insert(name.to_owned(), false),
-                _ => None,
+            let is_bridge = match link.kind() {
+                Some("bridge") if name.starts_with(BRIDGE_PREFIX) => true,
+                Some("veth") if name.starts_with(VETH_PREFIX) => false,
+                _ => continue,
             };
+            let found =
+                Found { is_bridge, index: link.ifindex(), master: link.master(), is_up: link.is_up() };
+            ours.insert(name.to_owned(), found);
         }
         Ok(ours)
+    }
+
+    /// The host's addresses: link and address.
+    pub(crate) async fn addresses(&self) -> Result<BTreeSet<(u32, Ipv4Addr)>, Error> {
+        let all = self.route.get_addresses().await.context("list", "the host's addresses")?;
+        Ok(all
+            .iter()
+            .filter_map(|address| match address.address() {
+                Some(IpAddr::V4(v4)) => Some((address.ifindex(), *v4)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Puts the host's end of a pair into its bridge again.
+    pub(crate) async fn join(&self, link: &str, bridge: &str) -> Result<(), Error> {
+        self.route.set_link_master(link, bridge).await.context("put into its bridge", link)?;
+        // With br_netfilter, a container's question to a port of its own, published by the host, turns on the bridge.
+        let hairpin = BridgePortConfig::new().hairpin(true);
+        self.route.set_bridge_port(link, hairpin).await.context("set the port options of", link)?;
+        self.route.set_link_up(link).await.context("bring up", link)
+    }
+
+    /// Sets the way out of a container.
+    pub(crate) async fn route_out(&self, namespace: &Path, gateway: Ipv4Addr) -> Result<(), Error> {
+        let inside = inside(namespace)?.1;
+        let route = Ipv4Route::default_route().gateway(gateway);
+        inside.replace_route(route).await.context("set the default route in", "the container")
     }
 
     /// Makes the network's bridge, or makes right what is there. Says whether it was missing.
@@ -159,14 +200,10 @@ impl Links {
     /// Makes a veth pair between the network's bridge and the container. Returns the name of the interface inside. On
     /// an error nothing of it stays.
     pub(crate) async fn attach(&self, network: &Network, pair: &Pair<'_>) -> Result<String, Error> {
-        let namespace = File::open(pair.namespace)
-            .map_err(|source| Error::Namespace { path: pair.namespace.to_owned(), source })?;
-        let inside = Connection::<Route>::new_in(namespace.as_fd())
-            .context("open a netlink socket in", "the namespace")?;
+        let (namespace, inside) = inside(pair.namespace)?;
         let interface = free_interface(&inside).await?;
-        let veth = VethLink::new(pair.link, interface.as_str())
-            .peer_address(address::mac(pair.address))
-            .peer_netns_fd(&namespace);
+        let veth =
+            VethLink::new(pair.link, interface.as_str()).peer_address(pair.mac).peer_netns_fd(&namespace);
         self.route.add_link(veth).await.context("create the veth pair", pair.link)?;
         match self.connect(network, pair, &inside, &interface).await {
             Ok(()) => Ok(interface),
@@ -187,14 +224,7 @@ impl Links {
     ) -> Result<(), Error> {
         let link = pair.link;
         setting(&format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6"), "1")?;
-        self.route
-            .set_link_master(link, network.bridge.as_str())
-            .await
-            .context("put into its bridge", link)?;
-        // With br_netfilter, a container's question to a port of its own, published by the host, turns on the bridge.
-        let hairpin = BridgePortConfig::new().hairpin(true);
-        self.route.set_bridge_port(link, hairpin).await.context("set the port options of", link)?;
-        self.route.set_link_up(link).await.context("bring up", link)?;
+        self.join(link, &network.bridge).await?;
         inside.set_link_up("lo").await.context("bring up in the container", "lo")?;
         let index =
             match inside.get_link_by_name(interface).await.context("look up in the container", interface)? {
@@ -213,6 +243,14 @@ impl Links {
         }
         Ok(())
     }
+}
+
+fn inside(namespace: &Path) -> Result<(File, Connection<Route>), Error> {
+    let file =
+        File::open(namespace).map_err(|source| Error::Namespace { path: namespace.to_owned(), source })?;
+    let inside =
+        Connection::<Route>::new_in(file.as_fd()).context("open a netlink socket in", "the namespace")?;
+    Ok((file, inside))
 }
 
 async fn free_interface(inside: &Connection<Route>) -> Result<String, Error> {

@@ -4,11 +4,12 @@
 //! that opens it, and it must be called from that namespace. It never starts or stops a container.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io,
-    net::{Ipv4Addr, TcpListener, UdpSocket},
+    io::{self, Read as _},
+    net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -16,12 +17,15 @@ use tokio::sync::Mutex;
 
 use crate::{
     address::{self, AllocateError, Subnet},
-    firewall::{self, Firewall},
-    links::{self, Links, Pair},
+    firewall::{self, Facts, Firewall},
+    flows,
+    links::{self, Found, Links, Pair},
+    names::Names,
     record::{
-        self, BRIDGE_PREFIX, DEFAULT_NETWORK, Endpoint, Network, NetworkConfig, Protocol, Published,
+        self, BRIDGE_PREFIX, DEFAULT_NETWORK, Endpoint, Network, NetworkConfig, Protocol, Publish, Published,
         VETH_PREFIX,
     },
+    resolver::{Resolver, Serving},
 };
 
 /// What a call can fail with.
@@ -118,6 +122,9 @@ pub enum Error {
     /// A container's port is never 0.
     #[error("port 0 of a container cannot be published")]
     PortZero,
+    /// No random numbers.
+    #[error("cannot read /dev/urandom")]
+    Random(#[source] io::Error),
     /// A record cannot be read.
     #[error("cannot read {}; if it is damaged, remove it: networks must then be made again", path.display())]
     Read {
@@ -143,8 +150,14 @@ pub enum Error {
 pub struct Wanted {
     /// This address and no other.
     pub address: Option<Ipv4Addr>,
-    /// Names by which the network's other containers know it: its own and its service's.
-    pub aliases: BTreeSet<String>,
+    /// This address if it is free, else another one.
+    pub preferred: Option<Ipv4Addr>,
+    /// This hardware address; without one, it follows from the address.
+    pub mac: Option<[u8; 6]>,
+    /// Names by which the network's other containers know it: first its own, then its service's and others.
+    pub aliases: Vec<String>,
+    /// Name servers to ask instead of the host's for what is no name of a container.
+    pub servers: Vec<IpAddr>,
 }
 
 /// What a container got.
@@ -158,12 +171,14 @@ pub struct Attachment {
     pub mac: [u8; 6],
     /// The interface inside.
     pub interface: String,
-    /// Name servers to write into the container. Empty: there is no resolver yet; give it the host's own servers.
-    pub dns: Vec<Ipv4Addr>,
+    /// The gateway answers DNS. If not, give the container the host's own servers.
+    pub dns: bool,
+    /// This stay's own identifier.
+    pub id: String,
 }
 
 /// What [`Networks::reconcile`] found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Reconciled {
     /// Bridges that were made.
     pub made: Vec<String>,
@@ -171,8 +186,27 @@ pub struct Reconciled {
     pub removed: Vec<String>,
     /// Endpoints of containers that run no more: forgotten, their addresses free again.
     pub forgotten: Vec<Endpoint>,
-    /// Endpoints of running containers whose link is gone: the engine has to restart the container. Forgotten too.
+    /// Endpoints of running containers whose link is gone: forgotten too, to be attached again.
     pub broken: Vec<Endpoint>,
+    /// Networks whose gateway cannot answer DNS, and why.
+    pub unserved: Vec<(String, io::Error)>,
+}
+
+/// What [`Networks::mend`] found.
+#[derive(Debug, Default)]
+pub struct Mended {
+    /// Somebody changed rules: ours were made again.
+    pub rules: bool,
+    /// Somebody switched forwarding off: it is on again.
+    pub forwarding: bool,
+    /// Bridges that were gone or wrong.
+    pub bridges: Vec<String>,
+    /// Links of containers that were out of their bridge.
+    pub links: Vec<String>,
+    /// Endpoints whose link is gone: forgotten, to be attached again.
+    pub broken: Vec<Endpoint>,
+    /// Networks whose gateway answers DNS only now.
+    pub served: Vec<String>,
 }
 
 /// The networks of an engine.
@@ -187,25 +221,34 @@ struct Inner {
     firewall: Firewall,
     networks: record::Networks,
     endpoints: record::Endpoints,
+    names: Arc<Names>,
+    resolver: Option<Resolver>,
+    /// By network.
+    serving: BTreeMap<String, Serving>,
 }
 
 impl Networks {
     /// Opens the records: networks in `state` (durable), endpoints in `run` (gone with the next boot, as the links
-    /// are). The kernel is left as it is until [`reconcile`](Self::reconcile), which comes before all else.
+    /// are). The kernel is left as it is until [`reconcile`](Self::reconcile), which comes before all else. With
+    /// `resolv_conf`, each network's gateway answers DNS, and asks the servers of that file for what it does not know.
     ///
     /// # Errors
     /// [`Error::Read`] for records that cannot be read, [`Error::Links`] and [`Error::Firewall`] without netlink.
-    pub fn open(state: &Path, run: &Path) -> Result<Networks, Error> {
+    pub fn open(state: &Path, run: &Path, resolv_conf: Option<PathBuf>) -> Result<Networks, Error> {
         for directory in [state, run] {
             std::fs::create_dir_all(directory)
                 .map_err(|source| Error::Read { path: directory.into(), source })?;
         }
         let (networks_file, endpoints_file) = (state.join("networks.json"), run.join("endpoints.json"));
+        let names = Arc::new(Names::default());
         let inner = Inner {
             links: Links::open()?,
             firewall: Firewall::open()?,
             networks: read(&networks_file)?,
             endpoints: read(&endpoints_file)?,
+            resolver: resolv_conf.map(|file| Resolver::new(file, Arc::clone(&names))),
+            names,
+            serving: BTreeMap::new(),
         };
         Ok(Networks { networks_file, endpoints_file, inner: Mutex::new(inner) })
     }
@@ -232,7 +275,7 @@ impl Networks {
                 || !inner.networks.networks.contains_key(&endpoint.network)
             {
                 done.forgotten.push(endpoint);
-            } else if found.get(&endpoint.link) != Some(&false) {
+            } else if found.get(&endpoint.link).is_none_or(|link| link.is_bridge) {
                 done.broken.push(endpoint);
             } else {
                 kept.push(endpoint);
@@ -244,6 +287,7 @@ impl Networks {
         let forwards = links::forwards();
         inner.endpoints.forwarding_is_ours |= !forwards;
         write(&self.endpoints_file, &inner.endpoints, false)?;
+        inner.tell();
         inner.apply().await?;
         if !forwards {
             links::forward()?;
@@ -253,6 +297,7 @@ impl Networks {
                 done.made.push(network.bridge.clone());
             }
         }
+        done.unserved = inner.serve().await?.1;
         for name in found.into_keys() {
             let needed = inner.networks.networks.values().any(|network| network.bridge == name)
                 || inner.endpoints.endpoints.iter().any(|endpoint| endpoint.link == name);
@@ -276,11 +321,16 @@ impl Networks {
         let made = async {
             inner.apply().await?;
             inner.links.bridge(&network).await?;
-            write(&self.networks_file, &inner.networks, true)
+            write(&self.networks_file, &inner.networks, true)?;
+            // Where the gateway cannot answer DNS, `mend` tries again.
+            inner.serve().await
         }
         .await;
+        inner.tell();
         if let Err(error) = made {
             inner.networks.networks.remove(name);
+            inner.serving.remove(name);
+            inner.tell();
             // The first cause is told; reconcile finds what stays.
             let _ = inner.links.remove(&network.bridge).await;
             let _ = inner.apply().await;
@@ -310,6 +360,10 @@ impl Networks {
         write(&self.networks_file, &networks, true)?;
         inner.networks = networks;
         inner.endpoints.last.remove(name);
+        if let Some(serving) = inner.serving.remove(name) {
+            serving.close().await;
+        }
+        inner.tell();
         inner.links.remove(&bridge).await?;
         inner.apply().await
     }
@@ -317,6 +371,31 @@ impl Networks {
     /// All networks, by name.
     pub async fn list(&self) -> Vec<Network> {
         self.inner.lock().await.networks.networks.values().cloned().collect()
+    }
+
+    /// All networks and who is in them.
+    pub async fn list_with_endpoints(&self) -> Vec<(Network, Vec<Endpoint>)> {
+        let inner = self.inner.lock().await;
+        let of = |network: &Network| {
+            let its = inner.endpoints.endpoints.iter().filter(|endpoint| endpoint.network == network.name);
+            (network.clone(), its.cloned().collect())
+        };
+        inner.networks.networks.values().map(of).collect()
+    }
+
+    /// A container's places, in the order in which it was attached.
+    pub async fn places(&self, container: &str) -> Vec<(Network, Endpoint)> {
+        let inner = self.inner.lock().await;
+        let its = inner.endpoints.endpoints.iter().filter(|endpoint| endpoint.container == container);
+        its.filter_map(|endpoint| {
+            Some((inner.networks.networks.get(&endpoint.network)?.clone(), endpoint.clone()))
+        })
+        .collect()
+    }
+
+    /// Whether the network's gateway answers DNS.
+    pub async fn answers_dns(&self, network: &str) -> bool {
+        self.inner.lock().await.serving.contains_key(network)
     }
 
     /// A network and who is in it.
@@ -365,7 +444,11 @@ impl Networks {
         let others = inner.endpoints.endpoints.iter().filter(|endpoint| endpoint.network == network.name);
         taken.extend(others.map(|endpoint| endpoint.address));
         let last = inner.endpoints.last.get(&network.name).copied();
-        let address = address::allocate(network.subnet, &taken, last, wanted.address)
+        let preferred =
+            wanted.preferred.filter(|address| network.subnet.usable(*address) && !taken.contains(address));
+        let given = wanted.address.or(preferred);
+        let mac_of = |address| wanted.mac.unwrap_or_else(|| address::mac(address));
+        let address = address::allocate(network.subnet, &taken, last, given)
             .map_err(|source| Error::Address { network: network.name.clone(), source })?;
         let link = unused(VETH_PREFIX, (container, &network.name), |name| {
             inner.endpoints.endpoints.iter().any(|endpoint| endpoint.link == name)
@@ -377,19 +460,24 @@ impl Networks {
         let default_route = !network.internal && !inner.endpoints.endpoints.iter().any(routed);
         // A link of this name is a leftover: no endpoint has it.
         inner.links.remove(&link).await?;
-        let pair = Pair { link: &link, namespace, address, default_route };
+        let id = random_id()?;
+        let pair = Pair { link: &link, namespace, address, mac: mac_of(address), default_route };
         let interface = inner.links.attach(&network, &pair).await?;
         let mut endpoints = inner.endpoints.clone();
-        if wanted.address.is_none() {
+        if given.is_none() {
             endpoints.last.insert(network.name.clone(), address);
         }
         endpoints.endpoints.push(Endpoint {
             container: container.into(),
-            network: network.name,
+            id: id.clone(),
+            namespace: namespace.into(),
+            network: network.name.clone(),
             address,
+            mac: mac_of(address),
             link: link.clone(),
             interface: interface.clone(),
             aliases: wanted.aliases,
+            servers: wanted.servers,
             published: BTreeSet::new(),
         });
         if let Err(error) = write(&self.endpoints_file, &endpoints, false) {
@@ -397,48 +485,64 @@ impl Networks {
             return Err(error);
         }
         inner.endpoints = endpoints;
+        inner.tell();
         Ok(Attachment {
             address: (address, network.subnet.prefix()),
             gateway: network.gateway,
-            mac: address::mac(address),
+            mac: mac_of(address),
             interface,
-            dns: Vec::new(),
+            dns: inner.serving.contains_key(&network.name),
+            id,
         })
     }
 
-    /// Takes a container out of a network, with its published ports. It may be gone already, and its namespace with it.
+    /// Takes a running container out of a network, with its published ports. If its way out went there, it goes through
+    /// the next of its networks that is not internal.
     ///
     /// # Errors
     /// [`Error::NotAttached`], or what the kernel or the disk refused.
-    pub async fn detach(&self, container: &str, network: &str) -> Result<(), Error> {
+    pub async fn detach(&self, container: &str, network: &str) -> Result<Endpoint, Error> {
+        let mut inner = self.inner.lock().await;
+        let before = inner.way_out(container).map(|(network, _)| network.name.clone());
+        let endpoint = inner.detach(&self.endpoints_file, container, network).await?;
+        if before.as_deref() == Some(network)
+            && let Some((next, its)) = inner.way_out(container)
+        {
+            inner.links.route_out(&its.namespace, next.gateway).await?;
+        }
+        Ok(endpoint)
+    }
+
+    /// Changes the names by which a network knows a container.
+    ///
+    /// # Errors
+    /// [`Error::NotAttached`], or what the disk refused.
+    pub async fn rename(&self, container: &str, network: &str, aliases: Vec<String>) -> Result<(), Error> {
         let mut inner = self.inner.lock().await;
         let position = inner.position(container, network)?;
-        let endpoint = inner.endpoints.endpoints.remove(position);
-        inner.links.remove(&endpoint.link).await?;
-        if !endpoint.published.is_empty() {
-            inner.apply().await?;
+        if let Some(endpoint) = inner.endpoints.endpoints.get_mut(position) {
+            endpoint.aliases = aliases;
         }
+        inner.tell();
         write(&self.endpoints_file, &inner.endpoints, false)
     }
 
-    /// Takes a container out of all its networks, when it has ended.
+    /// Takes a container out of all its networks, when it has ended. It may be gone already, and its namespace with it.
     ///
     /// # Errors
     /// What the kernel or the disk refused.
     pub async fn detach_all(&self, container: &str) -> Result<(), Error> {
-        let networks: Vec<String> = {
-            let inner = self.inner.lock().await;
-            let its = inner.endpoints.endpoints.iter().filter(|endpoint| endpoint.container == container);
-            its.map(|endpoint| endpoint.network.clone()).collect()
-        };
+        let mut inner = self.inner.lock().await;
+        let its = inner.endpoints.endpoints.iter().filter(|endpoint| endpoint.container == container);
+        let networks: Vec<String> = its.map(|endpoint| endpoint.network.clone()).collect();
         for network in networks {
-            self.detach(container, &network).await?;
+            inner.detach(&self.endpoints_file, container, &network).await?;
         }
         Ok(())
     }
 
-    /// Lets a port of the host lead to a container. With host port 0, a free one is chosen; what was published is
-    /// returned.
+    /// Lets ports of the host lead to a container: all of them or none. What was published is returned, in the order
+    /// asked.
     ///
     /// # Errors
     /// [`Error::NotAttached`], [`Error::Internal`], [`Error::Published`], [`Error::HostPort`], [`Error::PortZero`], or
@@ -447,23 +551,30 @@ impl Networks {
         &self,
         container: &str,
         network: &str,
-        published: Published,
-    ) -> Result<Published, Error> {
+        wanted: &[Publish],
+    ) -> Result<Vec<Published>, Error> {
         let mut inner = self.inner.lock().await;
         let position = inner.position(container, network)?;
         if inner.network(network)?.internal {
             return Err(Error::Internal(network.into()));
         }
-        if published.container_port == 0 {
-            return Err(Error::PortZero);
-        }
-        let published = inner.free_port(published)?;
         let mut endpoints = inner.endpoints.clone();
-        if let Some(endpoint) = endpoints.endpoints.get_mut(position) {
-            endpoint.published.insert(published);
+        let mut done = Vec::new();
+        for publish in wanted {
+            if publish.container_port == 0 {
+                return Err(Error::PortZero);
+            }
+            let published = free_port(&endpoints, publish)?;
+            if let Some(endpoint) = endpoints.endpoints.get_mut(position) {
+                endpoint.published.insert(published);
+            }
+            done.push(published);
         }
         inner.replace(endpoints, &self.endpoints_file).await?;
-        Ok(published)
+        // Who sent before the port led anywhere would go on to nowhere.
+        let udp = done.iter().filter(|published| published.protocol == Protocol::Udp);
+        flows::forget_ports(udp.map(|published| published.host_port)).await;
+        Ok(done)
     }
 
     /// Takes a published port back. Connections that stand go on.
@@ -485,13 +596,78 @@ impl Networks {
         inner.replace(endpoints, &self.endpoints_file).await
     }
 
+    /// Looks whether what should be in the kernel still is, and makes right what is not: rules that were flushed,
+    /// forwarding that was switched off, bridges and links that were changed. To be called every few seconds.
+    ///
+    /// # Errors
+    /// What the kernel or the disk refused; the next call tries again.
+    pub async fn mend(&self) -> Result<Mended, Error> {
+        let mut inner = self.inner.lock().await;
+        let inner = &mut *inner;
+        let mut done = Mended::default();
+        if inner.firewall.is_changed().await? {
+            inner.apply().await?;
+            done.rules = true;
+        }
+        if !links::forwards() {
+            links::forward()?;
+            done.forwarding = true;
+        }
+        let (found, addresses) = (inner.links.ours().await?, inner.links.addresses().await?);
+        let mut bridges = BTreeMap::new();
+        for network in inner.networks.networks.values() {
+            let right = |link: &&Found| {
+                link.is_bridge && link.is_up && addresses.contains(&(link.index, network.gateway))
+            };
+            match found.get(&network.bridge).filter(right) {
+                Some(link) => {
+                    bridges.insert(&network.name, Some(link.index));
+                }
+                None => {
+                    // Its sockets are bound to a link that may be gone.
+                    if let Some(serving) = inner.serving.remove(&network.name) {
+                        serving.close().await;
+                    }
+                    inner.links.bridge(network).await?;
+                    done.bridges.push(network.name.clone());
+                    bridges.insert(&network.name, None);
+                }
+            }
+        }
+        let mut kept = Vec::new();
+        for endpoint in &inner.endpoints.endpoints {
+            let Some(network) = inner.networks.networks.get(&endpoint.network) else { continue };
+            match found.get(&endpoint.link).filter(|link| !link.is_bridge) {
+                None => {
+                    done.broken.push(endpoint.clone());
+                    continue;
+                }
+                Some(link) => {
+                    let bridge = bridges.get(&network.name).copied().flatten();
+                    if bridge.is_none() || link.master != bridge || !link.is_up {
+                        inner.links.join(&endpoint.link, &network.bridge).await?;
+                        done.links.push(endpoint.link.clone());
+                    }
+                }
+            }
+            kept.push(endpoint.clone());
+        }
+        if !done.broken.is_empty() {
+            let endpoints = record::Endpoints { endpoints: kept, ..inner.endpoints.clone() };
+            inner.replace(endpoints, &self.endpoints_file).await?;
+        }
+        done.served = inner.serve().await?.0;
+        Ok(done)
+    }
+
     /// Takes everything of ours out of the kernel: the table and all links. The records stay; `reconcile` builds it
     /// again. Forwarding stays as it is.
     ///
     /// # Errors
     /// What the kernel refused.
     pub async fn clear(&self) -> Result<(), Error> {
-        let inner = self.inner.lock().await;
+        let mut inner = self.inner.lock().await;
+        inner.serving.clear();
         for name in inner.links.ours().await?.into_keys() {
             inner.links.remove(&name).await?;
         }
@@ -511,9 +687,64 @@ impl Inner {
         self.endpoints.endpoints.iter().position(same).ok_or_else(missing)
     }
 
-    async fn apply(&self) -> Result<(), Error> {
-        self.firewall.apply(&self.networks, &self.endpoints, self.endpoints.forwarding_is_ours).await?;
+    /// The network through which a container's way out goes.
+    fn way_out(&self, container: &str) -> Option<(&Network, &Endpoint)> {
+        let its = self.endpoints.endpoints.iter().filter(|endpoint| endpoint.container == container);
+        its.filter_map(|endpoint| Some((self.networks.networks.get(&endpoint.network)?, endpoint)))
+            .find(|(network, _)| !network.internal)
+    }
+
+    async fn apply(&mut self) -> Result<(), Error> {
+        let served = self.serving.keys().cloned().collect();
+        let facts = Facts {
+            networks: &self.networks,
+            endpoints: &self.endpoints,
+            served: &served,
+            closed: self.endpoints.forwarding_is_ours,
+        };
+        self.firewall.apply(&facts).await?;
         Ok(())
+    }
+
+    /// Lets the resolver know what is.
+    fn tell(&self) {
+        self.names.set(&self.networks, &self.endpoints);
+    }
+
+    /// Lets gateways answer DNS that do not yet: those that do now, and those that cannot.
+    async fn serve(&mut self) -> Result<(Vec<String>, Vec<(String, io::Error)>), Error> {
+        let (mut served, mut unserved) = (Vec::new(), Vec::new());
+        let Some(resolver) = &self.resolver else { return Ok((served, unserved)) };
+        for network in self.networks.networks.values() {
+            if self.serving.contains_key(&network.name) {
+                continue;
+            }
+            match resolver.serve(network) {
+                Ok(serving) => {
+                    self.serving.insert(network.name.clone(), serving);
+                    served.push(network.name.clone());
+                }
+                Err(error) => unserved.push((network.name.clone(), error)),
+            }
+        }
+        if !served.is_empty() {
+            self.apply().await?;
+        }
+        Ok((served, unserved))
+    }
+
+    async fn detach(&mut self, file: &Path, container: &str, network: &str) -> Result<Endpoint, Error> {
+        let position = self.position(container, network)?;
+        let endpoint = self.endpoints.endpoints.remove(position);
+        self.tell();
+        self.links.remove(&endpoint.link).await?;
+        if !endpoint.published.is_empty() {
+            self.apply().await?;
+        }
+        // Its flows would go on to an address that may be another's next.
+        flows::forget_container(endpoint.address).await;
+        write(file, &self.endpoints, false)?;
+        Ok(endpoint)
     }
 
     /// Takes over other endpoints, in the kernel and on record, or leaves all as it was.
@@ -527,6 +758,7 @@ impl Inner {
             self.endpoints = before;
             let _ = self.apply().await;
         }
+        self.tell();
         done
     }
 
@@ -566,42 +798,54 @@ impl Inner {
         });
         Ok(Network {
             name: name.into(),
+            id: random_id()?,
+            created: jiff::Timestamp::now(),
             bridge,
             subnet,
             gateway,
             internal: config.internal,
             host_ports: config.host_ports,
             labels: config.labels,
+            options: config.options,
         })
     }
+}
 
-    /// Sees to it that the port is nobody's, or finds one for port 0.
-    fn free_port(&self, wanted: Published) -> Result<Published, Error> {
-        let clash = |published: &Published| {
-            let clashes =
-                |endpoint: &&Endpoint| endpoint.published.iter().any(|other| other.clashes(published));
-            self.endpoints.endpoints.iter().find(clashes)
-        };
+/// The first of the wanted ports that is nobody's.
+fn free_port(endpoints: &record::Endpoints, wanted: &Publish) -> Result<Published, Error> {
+    let (first, last) = wanted.host_ports;
+    let at = |host_port| Published {
+        protocol: wanted.protocol,
+        host_address: wanted.host_address,
+        host_port,
+        container_port: wanted.container_port,
+    };
+    let clash = |published: &Published| {
+        let clashes = |endpoint: &&Endpoint| endpoint.published.iter().any(|other| other.clashes(published));
+        endpoints.endpoints.iter().find(clashes)
+    };
+    if first == 0 {
         // A port that the kernel finds free may still be published: nothing listens there.
-        let mut last = wanted.host_port;
+        let mut port = 0;
         for _ in 0..100 {
-            if wanted.host_port != 0
-                && let Some(endpoint) = clash(&wanted)
-            {
-                return Err(Error::Published {
-                    port: wanted.host_port,
-                    container: endpoint.container.clone(),
-                });
-            }
-            let port = bind(&wanted).map_err(|source| Error::HostPort { port: wanted.host_port, source })?;
-            let found = Published { host_port: port, ..wanted };
-            match clash(&found) {
-                None => return Ok(found),
-                Some(_) => last = port,
+            port = bind(&at(0)).map_err(|source| Error::HostPort { port: 0, source })?;
+            if clash(&at(port)).is_none() {
+                return Ok(at(port));
             }
         }
-        Err(Error::HostPort { port: last, source: io::ErrorKind::AddrInUse.into() })
+        return Err(Error::HostPort { port, source: io::ErrorKind::AddrInUse.into() });
     }
+    let mut refused = Error::HostPort { port: first, source: io::ErrorKind::InvalidInput.into() };
+    for port in first..=last {
+        refused = match clash(&at(port)) {
+            Some(endpoint) => Error::Published { port, container: endpoint.container.clone() },
+            None => match bind(&at(port)) {
+                Ok(_) => return Ok(at(port)),
+                Err(source) => Error::HostPort { port, source },
+            },
+        };
+    }
+    Err(refused)
 }
 
 /// Whether the host could listen there now; the port at which it could.
@@ -612,6 +856,15 @@ fn bind(published: &Published) -> io::Result<u16> {
         Protocol::Udp => UdpSocket::bind(address)?.local_addr()?,
     };
     Ok(bound.port())
+}
+
+/// 64 hexadecimal digits.
+fn random_id() -> Result<String, Error> {
+    let mut bytes = [0_u8; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(Error::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A link's name, at most 15 bytes as the kernel has it: the prefix and 11 digits of a hash. It is recorded, so another

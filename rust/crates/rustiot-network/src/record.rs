@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,9 @@ pub struct NetworkConfig {
     /// The owner's labels, carried along.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What the engine was asked besides, carried along.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
 }
 
 /// A network, as it is.
@@ -62,6 +66,10 @@ pub struct NetworkConfig {
 pub struct Network {
     /// Its name, unique.
     pub name: String,
+    /// 64 hexadecimal digits, its own for ever.
+    pub id: String,
+    /// When it was made.
+    pub created: jiff::Timestamp,
     /// Its bridge.
     pub bridge: String,
     /// Its subnet.
@@ -74,6 +82,9 @@ pub struct Network {
     pub host_ports: BTreeSet<HostPort>,
     /// See [`NetworkConfig::labels`].
     pub labels: BTreeMap<String, String>,
+    /// See [`NetworkConfig::options`].
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
 }
 
 /// A port of the host that leads to a container.
@@ -85,6 +96,19 @@ pub struct Published {
     pub host_address: Option<Ipv4Addr>,
     /// The host's port.
     pub host_port: u16,
+    /// The container's port.
+    pub container_port: u16,
+}
+
+/// A port of a container that is to be published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Publish {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The host's address; none for all of them.
+    pub host_address: Option<Ipv4Addr>,
+    /// The host's ports that will do, the first free one of them; `(0, 0)` for any.
+    pub host_ports: (u16, u16),
     /// The container's port.
     pub container_port: u16,
 }
@@ -106,16 +130,24 @@ impl Published {
 pub struct Endpoint {
     /// The container's id.
     pub container: String,
+    /// 64 hexadecimal digits, of this stay in the network.
+    pub id: String,
+    /// The file of its network namespace.
+    pub namespace: PathBuf,
     /// The network's name.
     pub network: String,
     /// Its address there.
     pub address: Ipv4Addr,
+    /// Its hardware address.
+    pub mac: [u8; 6],
     /// The host's end of its veth pair.
     pub link: String,
     /// The interface inside.
     pub interface: String,
-    /// The names by which the network's other containers know it.
-    pub aliases: BTreeSet<String>,
+    /// The names by which the network's other containers know it, the first one its own.
+    pub aliases: Vec<String>,
+    /// Name servers that it wants asked instead of the host's.
+    pub servers: Vec<IpAddr>,
     /// Ports of the host that lead to it.
     pub published: BTreeSet<Published>,
 }

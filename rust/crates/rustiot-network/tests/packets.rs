@@ -14,6 +14,13 @@ use std::{
     time::Duration,
 };
 
+use domain::{
+    base::{
+        Message, MessageBuilder, Name,
+        iana::{Class, Rcode, Rtype},
+    },
+    rdata::A,
+};
 use nix::sched::{CloneFlags, setns, unshare};
 use nlink::{
     Connection, Nftables, Route,
@@ -24,7 +31,7 @@ use nlink::{
     },
 };
 use rustiot_network::{
-    DEFAULT_NETWORK, Error, HostPort, NetworkConfig, Networks, Protocol, Published, Reconciled, Wanted,
+    DEFAULT_NETWORK, Error, HostPort, NetworkConfig, Networks, Protocol, Publish, Reconciled, Wanted,
 };
 
 const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -163,13 +170,15 @@ impl World {
     }
 
     fn open(directory: &tempfile::TempDir) -> Networks {
-        Networks::open(&directory.path().join("state"), &directory.path().join("run")).unwrap()
+        let resolv_conf = directory.path().join("resolv.conf");
+        Networks::open(&directory.path().join("state"), &directory.path().join("run"), Some(resolv_conf))
+            .unwrap()
     }
 
     /// A container in a network, that answers at TCP and UDP port 80.
     async fn container(&self, name: &str, network: &str) -> (Namespace, Ipv4Addr) {
         let namespace = Namespace::new();
-        let wanted = Wanted { aliases: [name.to_owned()].into(), ..Wanted::default() };
+        let wanted = Wanted { aliases: vec![name.to_owned()], ..Wanted::default() };
         let attachment = self.networks.attach(name, &namespace.path(), network, wanted).await.unwrap();
         namespace.serve(Protocol::Tcp, 80);
         namespace.serve(Protocol::Udp, 80);
@@ -209,8 +218,8 @@ fn world<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     }
 }
 
-fn published(protocol: Protocol, host_port: u16) -> Published {
-    Published { protocol, host_address: None, host_port, container_port: 80 }
+fn port(protocol: Protocol, host_port: u16) -> Publish {
+    Publish { protocol, host_address: None, host_ports: (host_port, host_port), container_port: 80 }
 }
 
 use Protocol::{Tcp, Udp};
@@ -261,7 +270,7 @@ fn the_way_out_has_the_hosts_address_and_internal_networks_have_none() {
         let (network, _) = world.networks.inspect("inner").await.unwrap();
         c.route().add_route(Ipv4Route::default_route().gateway(network.gateway)).await.unwrap();
         c.refused(Tcp, OUTSIDE, 7000);
-        let refused = world.networks.publish("b", "inner", published(Tcp, 8080)).await;
+        let refused = world.networks.publish("b", "inner", &[port(Tcp, 8080)]).await;
         assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
     });
 }
@@ -296,7 +305,7 @@ async fn reached_from_everywhere() {
     let (network, _) = world.networks.inspect(DEFAULT_NETWORK).await.unwrap();
     world.outside.refused(Tcp, HOST, 8080);
     for protocol in [Tcp, Udp] {
-        world.networks.publish("a", DEFAULT_NETWORK, published(protocol, 8080)).await.unwrap();
+        world.networks.publish("a", DEFAULT_NETWORK, &[port(protocol, 8080)]).await.unwrap();
     }
     for protocol in [Tcp, Udp] {
         assert_eq!(world.outside.ask(protocol, HOST, 8080), OUTSIDE);
@@ -308,18 +317,31 @@ async fn reached_from_everywhere() {
             container.ask(protocol, HOST, 8080);
         }
     }
-    let taken = world.networks.publish("b", DEFAULT_NETWORK, published(Tcp, 8080)).await;
+    let taken = world.networks.publish("b", DEFAULT_NETWORK, &[port(Tcp, 8080)]).await;
     assert!(matches!(taken, Err(Error::Published { port: 8080, .. })), "{taken:?}");
     world.host.serve(Tcp, 2222);
-    let taken = world.networks.publish("b", DEFAULT_NETWORK, published(Tcp, 2222)).await;
+    let taken = world.networks.publish("b", DEFAULT_NETWORK, &[port(Tcp, 2222)]).await;
     assert!(matches!(taken, Err(Error::HostPort { port: 2222, .. })), "{taken:?}");
     // One address of the host only, and a port of our choice.
-    let local = Published { host_address: Some(LOOPBACK), ..published(Tcp, 0) };
-    let chosen = world.networks.publish("b", DEFAULT_NETWORK, local).await.unwrap();
+    let local = Publish { host_address: Some(LOOPBACK), ..port(Tcp, 0) };
+    let chosen = world.networks.publish("b", DEFAULT_NETWORK, &[local]).await.unwrap()[0];
     assert_ne!(chosen.host_port, 0);
     world.host.ask(Tcp, LOOPBACK, chosen.host_port);
     world.outside.refused(Tcp, HOST, chosen.host_port);
-    world.networks.unpublish("a", DEFAULT_NETWORK, &published(Tcp, 8080)).await.unwrap();
+    // A range: the first that is nobody's; and all or none.
+    let range = |protocol| Publish { host_ports: (8080, 8082), ..port(protocol, 0) };
+    let two = world.networks.publish("b", DEFAULT_NETWORK, &[range(Tcp), range(Tcp)]).await.unwrap();
+    assert_eq!((two[0].host_port, two[1].host_port), (8081, 8082));
+    world.outside.ask(Tcp, HOST, 8082);
+    let none = world.networks.publish("b", DEFAULT_NETWORK, &[port(Tcp, 9000), range(Tcp)]).await;
+    assert!(matches!(none, Err(Error::Published { .. })), "{none:?}");
+    world.outside.refused(Tcp, HOST, 9000);
+    let at_8080 = |endpoint: &rustiot_network::Endpoint| {
+        *endpoint.published.iter().find(|p| p.protocol == Tcp && p.host_port == 8080).unwrap()
+    };
+    let (_, endpoints) = world.networks.inspect(DEFAULT_NETWORK).await.unwrap();
+    let its = endpoints.iter().find(|endpoint| endpoint.container == "a").map(at_8080).unwrap();
+    world.networks.unpublish("a", DEFAULT_NETWORK, &its).await.unwrap();
     world.outside.refused(Tcp, HOST, 8080);
     world.networks.detach_all("a").await.unwrap();
     world.outside.refused(Udp, HOST, 8080);
@@ -372,7 +394,7 @@ fn nobody_outside_reaches_a_container_by_its_own_address() {
         world.outside.route().add_route(route).await.unwrap();
         for protocol in [Tcp, Udp] {
             world.outside.refused(protocol, address, 80);
-            world.networks.publish("a", DEFAULT_NETWORK, published(protocol, 8080)).await.unwrap();
+            world.networks.publish("a", DEFAULT_NETWORK, &[port(protocol, 8080)]).await.unwrap();
             world.outside.refused(protocol, address, 80);
             world.outside.ask(protocol, HOST, 8080);
         }
@@ -417,7 +439,7 @@ fn a_restart_of_the_engine_leaves_containers_and_removes_leftovers() {
         let (a, a_address) = world.container("a", DEFAULT_NETWORK).await;
         let (b, b_address) = world.container("b", DEFAULT_NETWORK).await;
         let (_c, _) = world.container("c", DEFAULT_NETWORK).await;
-        world.networks.publish("a", DEFAULT_NETWORK, published(Tcp, 8080)).await.unwrap();
+        world.networks.publish("a", DEFAULT_NETWORK, &[port(Tcp, 8080)]).await.unwrap();
         let (_, endpoints) = world.networks.inspect(DEFAULT_NETWORK).await.unwrap();
         let link_of =
             |name: &str| endpoints.iter().find(|endpoint| endpoint.container == name).unwrap().link.clone();
@@ -433,9 +455,13 @@ fn a_restart_of_the_engine_leaves_containers_and_removes_leftovers() {
         nftables.del_table("rustiot-networks", Family::Inet).await.unwrap();
         world.outside.refused(Tcp, HOST, 8080);
 
+        drop(world.networks);
+        // What it had open is closed by its tasks' ends.
+        tokio::task::yield_now().await;
         let networks = World::open(&world.directory);
         let done = networks.reconcile(&["a".to_owned(), "c".to_owned()].into()).await.unwrap();
-        let Reconciled { made, mut removed, forgotten, broken } = done;
+        let Reconciled { made, mut removed, forgotten, broken, unserved } = done;
+        assert!(unserved.is_empty(), "{unserved:?}");
         removed.sort();
         let mut leftovers = ["rib-leftover".to_owned(), "riv-leftover".to_owned(), link_of("b")];
         leftovers.sort();
@@ -452,10 +478,8 @@ fn a_restart_of_the_engine_leaves_containers_and_removes_leftovers() {
         let attachment = networks.attach("d", &b.path(), DEFAULT_NETWORK, Wanted::default()).await.unwrap();
         assert!(attachment.address.0 > b_address);
         assert_eq!(b.ask(Tcp, a_address, 80), attachment.address.0);
-        assert_eq!(
-            networks.reconcile(&["a".to_owned(), "d".to_owned()].into()).await.unwrap(),
-            Reconciled::default()
-        );
+        let again = networks.reconcile(&["a".to_owned(), "d".to_owned()].into()).await.unwrap();
+        assert_eq!(format!("{again:?}"), format!("{:?}", Reconciled::default()));
         drop(a);
     });
 }
@@ -528,5 +552,259 @@ fn what_fails_and_what_is_removed_leaves_nothing() {
         assert!(ours().await.is_empty());
         let nftables = Connection::<Nftables>::new().unwrap();
         assert!(nftables.list_tables_in(Family::Inet).await.unwrap().is_empty());
+    });
+}
+
+/// A question for addresses, as a program in the container asks it.
+fn question(name: &str) -> Vec<u8> {
+    let mut builder = MessageBuilder::new_vec().question();
+    builder.header_mut().set_id(4711);
+    builder.header_mut().set_rd(true);
+    builder.push((name.parse::<Name<Vec<u8>>>().unwrap(), Rtype::A)).unwrap();
+    builder.finish()
+}
+
+fn addresses(answer: Vec<u8>) -> (Rcode, Vec<Ipv4Addr>) {
+    let message = Message::from_octets(answer).unwrap();
+    assert!(message.header().qr() && message.header().id() == 4711);
+    let records = message.answer().unwrap().limit_to::<A>();
+    (message.header().rcode(), records.map(|record| record.unwrap().data().addr()).collect())
+}
+
+impl Namespace {
+    fn look_up_within(
+        &self,
+        server: Ipv4Addr,
+        name: &str,
+        patience: Duration,
+    ) -> io::Result<(Rcode, Vec<Ipv4Addr>)> {
+        let query = question(name);
+        let answer = self.run(move || -> io::Result<Vec<u8>> {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_read_timeout(Some(patience))?;
+            socket.connect((server, 53))?;
+            socket.send(&query)?;
+            let mut buffer = vec![0; 4096];
+            let length = socket.recv(&mut buffer)?;
+            buffer.truncate(length);
+            Ok(buffer)
+        })?;
+        Ok(addresses(answer))
+    }
+
+    async fn look_up(&self, server: Ipv4Addr, name: &str) -> (Rcode, Vec<Ipv4Addr>) {
+        // The resolver's tasks are of this thread: they run while another one waits.
+        let (file, name) = (self.0.try_clone().unwrap(), name.to_owned());
+        let asked =
+            tokio::task::spawn_blocking(move || Namespace(file).look_up_within(server, &name, PATIENCE));
+        asked.await.unwrap().unwrap()
+    }
+
+    async fn look_up_by_stream(&self, server: Ipv4Addr, names: [&str; 2]) -> Vec<(Rcode, Vec<Ipv4Addr>)> {
+        let file = self.0.try_clone().unwrap();
+        let queries = names.map(question);
+        let asked = tokio::task::spawn_blocking(move || {
+            Namespace(file).run(move || {
+                let to = SocketAddr::from((server, 53));
+                let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                queries.map(|query| {
+                    stream.write_all(&u16::try_from(query.len()).unwrap().to_be_bytes()).unwrap();
+                    stream.write_all(&query).unwrap();
+                    let mut length = [0; 2];
+                    stream.read_exact(&mut length).unwrap();
+                    let mut answer = vec![0; u16::from_be_bytes(length).into()];
+                    stream.read_exact(&mut answer).unwrap();
+                    answer
+                })
+            })
+        });
+        asked.await.unwrap().map(addresses).into()
+    }
+
+    /// A server that knows one address for all names, over UDP and TCP.
+    fn serve_names(&self, address: Ipv4Addr) {
+        let answer = move |query: &[u8]| {
+            let query = Message::from_octets(query).unwrap();
+            let name = query.sole_question().unwrap().into_qname();
+            let mut builder = MessageBuilder::new_vec().start_answer(&query, Rcode::NOERROR).unwrap();
+            builder.push((name, Class::IN, 60, A::new(address))).unwrap();
+            builder.finish()
+        };
+        let socket = self.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap());
+        thread::spawn(move || {
+            let mut buffer = [0; 512];
+            loop {
+                let (length, peer) = socket.recv_from(&mut buffer).unwrap();
+                // Somebody who guesses is not listened to.
+                let mut forged = answer(&buffer[..length]);
+                forged[0] ^= 0x55;
+                let _ = socket.send_to(&forged, peer);
+                let _ = socket.send_to(&answer(&buffer[..length]), peer);
+            }
+        });
+        let listener = self.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 53)).unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut length = [0; 2];
+                stream.read_exact(&mut length).unwrap();
+                let mut query = vec![0; u16::from_be_bytes(length).into()];
+                stream.read_exact(&mut query).unwrap();
+                let answer = answer(&query);
+                stream.write_all(&u16::try_from(answer.len()).unwrap().to_be_bytes()).unwrap();
+                stream.write_all(&answer).unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn names_of_a_network_are_known_in_it_and_all_others_are_asked_for_outside() {
+    world(|| async {
+        let world = World::new().await;
+        let shop = world.networks.create("shop", NetworkConfig::default()).await.unwrap();
+        let config = NetworkConfig { internal: true, ..NetworkConfig::default() };
+        let inner = world.networks.create("inner", config).await.unwrap();
+        let (default, _) = world.networks.inspect(DEFAULT_NETWORK).await.unwrap();
+        let (a, a_address) = world.container("a", "shop").await;
+        let (b, b_address) = world.container("b", "shop").await;
+        let (c, _) = world.container("c", "inner").await;
+        let (d, _) = world.container("d", DEFAULT_NETWORK).await;
+        let answer = Ipv4Addr::new(192, 0, 2, 77);
+        world.outside.serve_names(answer);
+        let nobody = (Rcode::NXDOMAIN, vec![]);
+
+        assert_eq!(a.look_up(shop.gateway, "B").await, (Rcode::NOERROR, vec![b_address]));
+        assert_eq!(b.look_up(shop.gateway, "a.shop").await, (Rcode::NOERROR, vec![a_address]));
+        assert_eq!(a.look_up(shop.gateway, "c").await, nobody);
+        assert_eq!(d.look_up(default.gateway, "a").await, nobody);
+        // There is no resolv.conf yet: no server could be asked.
+        assert_eq!(a.look_up(shop.gateway, "example.org").await, (Rcode::SERVFAIL, vec![]));
+        let mut file = File::create(world.directory.path().join("resolv.conf")).unwrap();
+        writeln!(file, "nameserver {OUTSIDE}").unwrap();
+        for (container, gateway) in [(&a, shop.gateway), (&d, default.gateway)] {
+            assert_eq!(container.look_up(gateway, "example.org").await, (Rcode::NOERROR, vec![answer]));
+        }
+        assert_eq!(c.look_up(inner.gateway, "example.org").await, (Rcode::REFUSED, vec![]));
+        let both = a.look_up_by_stream(shop.gateway, ["example.org", "b"]).await;
+        assert_eq!(both, [(Rcode::NOERROR, vec![answer]), (Rcode::NOERROR, vec![b_address])]);
+
+        // Only its own gateway answers it, and nobody outside is answered.
+        let route = Ipv4Route::new(shop.gateway, 32).gateway(HOST);
+        world.outside.route().add_route(route).await.unwrap();
+        for (who, server) in [(&a, default.gateway), (&world.outside, shop.gateway)] {
+            let (file, patience) = (who.0.try_clone().unwrap(), SILENCE);
+            let asked =
+                tokio::task::spawn_blocking(move || Namespace(file).look_up_within(server, "b", patience));
+            let asked = asked.await.unwrap();
+            assert!(asked.is_err(), "{asked:?}");
+        }
+
+        world.networks.rename("b", "shop", vec!["renamed".to_owned()]).await.unwrap();
+        assert_eq!(a.look_up(shop.gateway, "b").await, nobody);
+        assert_eq!(a.look_up(shop.gateway, "renamed").await, (Rcode::NOERROR, vec![b_address]));
+        world.networks.detach("b", "shop").await.unwrap();
+        assert_eq!(a.look_up(shop.gateway, "renamed").await, nobody);
+    });
+}
+
+#[test]
+fn what_somebody_else_broke_is_mended() {
+    world(|| async {
+        let world = World::new().await;
+        let networks = &world.networks;
+        networks.create("other", NetworkConfig::default()).await.unwrap();
+        let (a, a_address) = world.container("a", DEFAULT_NETWORK).await;
+        let (b, b_address) = world.container("b", DEFAULT_NETWORK).await;
+        let (c, _) = world.container("c", "other").await;
+        networks.publish("a", DEFAULT_NETWORK, &[port(Tcp, 8080)]).await.unwrap();
+        let nothing = |mended: &rustiot_network::Mended| {
+            !mended.rules
+                && !mended.forwarding
+                && mended.bridges.is_empty()
+                && mended.links.is_empty()
+                && mended.broken.is_empty()
+        };
+        for _ in 0..3 {
+            let mended = networks.mend().await.unwrap();
+            assert!(nothing(&mended), "{mended:?}");
+        }
+        // As `nft flush ruleset` does it, and `sysctl`.
+        let nftables = Connection::<Nftables>::new().unwrap();
+        nftables.del_table("rustiot-networks", Family::Inet).await.unwrap();
+        c.ask(Tcp, a_address, 80);
+        world.outside.refused(Tcp, HOST, 8080);
+        File::options().write(true).open("/proc/sys/net/ipv4/ip_forward").unwrap().write_all(b"0").unwrap();
+        let mended = networks.mend().await.unwrap();
+        assert!(mended.rules && mended.forwarding, "{mended:?}");
+        c.refused(Tcp, a_address, 80);
+        assert_eq!(world.outside.ask(Tcp, HOST, 8080), OUTSIDE);
+
+        // As a network manager does it that takes our links for its own.
+        let route = world.host.route();
+        let (network, endpoints) = networks.inspect(DEFAULT_NETWORK).await.unwrap();
+        route.del_link(network.bridge.as_str()).await.unwrap();
+        let mended = networks.mend().await.unwrap();
+        assert_eq!((mended.bridges.as_slice(), mended.links.len()), (&[DEFAULT_NETWORK.to_owned()][..], 2));
+        assert_eq!(a.ask(Tcp, b_address, 80), a_address);
+        assert_eq!(world.outside.ask(Tcp, HOST, 8080), OUTSIDE);
+        assert_eq!(b.look_up(network.gateway, "a").await.0, Rcode::NXDOMAIN);
+        route.del_address(network.bridge.as_str(), network.gateway.into(), 16).await.unwrap();
+        assert_eq!(networks.mend().await.unwrap().bridges, [DEFAULT_NETWORK]);
+        assert_eq!(world.outside.ask(Tcp, HOST, 8080), OUTSIDE);
+        let its = endpoints.iter().find(|endpoint| endpoint.container == "b").unwrap();
+        route.del_link(its.link.as_str()).await.unwrap();
+        let mended = networks.mend().await.unwrap();
+        assert_eq!((mended.broken.len(), mended.broken[0].container.as_str()), (1, "b"));
+        let wanted = Wanted { address: Some(b_address), ..Wanted::default() };
+        networks.attach("b", &b.path(), DEFAULT_NETWORK, wanted).await.unwrap();
+        assert_eq!(a.ask(Udp, b_address, 80), a_address);
+        let mended = networks.mend().await.unwrap();
+        assert!(nothing(&mended), "{mended:?}");
+    });
+}
+
+#[test]
+fn the_way_out_moves_when_its_network_is_left() {
+    world(|| async {
+        let world = World::new().await;
+        world.networks.create("other", NetworkConfig::default()).await.unwrap();
+        world.outside.serve(Tcp, 7000);
+        let (a, _) = world.container("a", DEFAULT_NETWORK).await;
+        world.networks.attach("a", &a.path(), "other", Wanted::default()).await.unwrap();
+        assert_eq!(a.ask(Tcp, OUTSIDE, 7000), HOST);
+        world.networks.detach("a", DEFAULT_NETWORK).await.unwrap();
+        assert_eq!(a.ask(Tcp, OUTSIDE, 7000), HOST);
+        // And stays, when another one is left.
+        world.networks.attach("a", &a.path(), DEFAULT_NETWORK, Wanted::default()).await.unwrap();
+        world.networks.detach("a", DEFAULT_NETWORK).await.unwrap();
+        assert_eq!(a.ask(Tcp, OUTSIDE, 7000), HOST);
+    });
+}
+
+#[test]
+fn a_flow_that_goes_on_finds_the_new_container() {
+    world(|| async {
+        let world = World::new().await;
+        let socket = world.outside.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
+        socket.set_read_timeout(Some(SILENCE)).unwrap();
+        socket.connect((HOST, 8080)).unwrap();
+        let answers = || {
+            let sent = socket.send(b"?");
+            let mut buffer = [0; 64];
+            // "Port unreachable" of before may be told now.
+            sent.and_then(|_| socket.recv(&mut buffer))
+                .or_else(|_| socket.send(b"?").and_then(|_| socket.recv(&mut buffer)))
+        };
+        assert!(answers().is_err());
+        let (_a, _) = world.container("a", DEFAULT_NETWORK).await;
+        world.networks.publish("a", DEFAULT_NETWORK, &[port(Udp, 8080)]).await.unwrap();
+        answers().unwrap();
+        world.networks.detach_all("a").await.unwrap();
+        assert!(answers().is_err());
+        let (_b, _) = world.container("b", DEFAULT_NETWORK).await;
+        world.networks.publish("b", DEFAULT_NETWORK, &[port(Udp, 8080)]).await.unwrap();
+        answers().unwrap();
     });
 }
