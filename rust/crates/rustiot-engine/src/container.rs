@@ -2,10 +2,12 @@
 //!
 //! Called by `lifecycle` and `engine`.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustiot_docker_api::types::{AttachOptions, ContainerState, Health, Status};
+use rustiot_docker_api::types::{AttachOptions, ContainerState, Health, NetworkSettings, Status};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::record::Record;
@@ -31,6 +33,10 @@ pub struct Live {
     pub status: Status,
     pub pid: i32,
     pub health: Option<Health>,
+    /// Its places in networks while it runs.
+    pub network: Option<NetworkSettings>,
+    /// The address that it had last in each network: it gets the same again if it is free.
+    pub addresses: BTreeMap<String, Ipv4Addr>,
     pub waiting: Vec<Waiting>,
     /// The pause before the next restart.
     pub backoff: Duration,

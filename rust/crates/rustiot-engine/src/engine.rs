@@ -29,7 +29,7 @@ use crate::networks::Networks;
 use crate::record::{MountKind, Record, Run};
 use crate::settings::Settings;
 use crate::shim::{Shim, ask, next_frame};
-use crate::{archive, cgroup, create, images, logs, rootfs, spec, users};
+use crate::{archive, cgroup, create, images, logs, networks, rootfs, spec, users};
 
 /// A program that was entered, or is to be.
 pub struct Exec {
@@ -93,7 +93,7 @@ impl Inner {
         for (digest, why) in &report.bad {
             eprintln!("rustiot-engine: layer {digest} is bad ({why}): pull its images again");
         }
-        let networks = Networks::open(&layout).map_err(crate::StartError::Io)?;
+        let networks = Networks::open(&layout);
         let registries = Registries::new(settings.registries.clone());
         Ok(Inner {
             layout,
@@ -781,8 +781,15 @@ impl Engine for RustiotEngine {
             }
             mount.source = engine.make_volume(&mount.name, BTreeMap::new(), mount.anonymous)?.mountpoint;
         }
-        let mut networks = request.networking_config.endpoints_config.clone();
-        networks.entry(host.network_mode.clone()).or_default();
+        let mut wanted = request.networking_config.endpoints_config.clone();
+        if !config.mac_address.is_empty() {
+            // Where clients before 1.44 wrote it.
+            let first = wanted.entry(host.network_mode.clone()).or_default();
+            if first.mac_address.is_empty() {
+                first.mac_address.clone_from(&config.mac_address);
+            }
+        }
+        let networks = engine.resolve_networks(&host, wanted).await?;
         let record = Record {
             id: id.clone(),
             name,
@@ -799,6 +806,7 @@ impl Engine for RustiotEngine {
             last: Run::default(),
         };
         command(&record)?;
+        let warnings = networks::check(&record)?;
         engine.store.hold(&image.id, &id).map_err(images::error)?;
         let directory = engine.layout.container(&id);
         let kept = (|| -> Result<(), Error> {
@@ -823,7 +831,7 @@ impl Engine for RustiotEngine {
         let container = Arc::new(Container::new(record));
         engine.containers().insert(id.clone(), Arc::clone(&container));
         engine.say(&container, "create", &[]);
-        Ok(Created { id, warnings: Vec::new() })
+        Ok(Created { id, warnings })
     }
 
     async fn inspect_container(&self, id: &str, sizes: bool) -> Result<ContainerInspect, Error> {
@@ -1003,6 +1011,7 @@ impl Engine for RustiotEngine {
                 .map_err(|e| Error::failed("cannot keep the container's name", e))?;
             std::mem::replace(&mut *record, renamed).name
         };
+        self.0.rename_in_networks(&container).await;
         self.0.say(&container, "rename", &[("oldName", format!("/{old}"))]);
         Ok(())
     }
@@ -1404,23 +1413,19 @@ impl Engine for RustiotEngine {
     }
 
     async fn list_networks(&self) -> Result<Vec<Network>, Error> {
-        Ok(self.0.networks.list())
+        Ok(self.0.networks.list().await)
     }
 
     async fn inspect_network(&self, id: &str) -> Result<Network, Error> {
-        let all = self.0.networks.list();
-        let found =
-            lookup::find(all.iter().map(|n| (n.id.as_str(), n.name.as_str())), id)?.map(str::to_owned);
-        let found = found.and_then(|id| all.into_iter().find(|n| n.id == id));
-        found.ok_or_else(|| Error::NoSuchNetwork(id.to_owned()))
+        self.0.show_network(id).await
     }
 
     async fn create_network(&self, request: CreateNetwork) -> Result<Created, Error> {
-        self.0.networks.create(request).await
+        self.0.make_network(request).await
     }
 
     async fn remove_network(&self, id: &str) -> Result<(), Error> {
-        self.0.networks.remove(id).await
+        self.0.drop_network(id).await
     }
 
     async fn connect_network(
@@ -1430,12 +1435,14 @@ impl Engine for RustiotEngine {
         endpoint: EndpointSettings,
     ) -> Result<(), Error> {
         let container = self.0.find(container)?;
-        self.0.networks.connect(id, &container, endpoint).await
+        let _guard = container.change.lock().await;
+        self.0.connect(id, &container, endpoint).await
     }
 
     async fn disconnect_network(&self, id: &str, container: &str, _force: bool) -> Result<(), Error> {
         let container = self.0.find(container)?;
-        self.0.networks.disconnect(id, &container).await
+        let _guard = container.change.lock().await;
+        self.0.disconnect(id, &container).await
     }
 
     async fn prune_networks(&self, which: Which<Network>) -> Result<Pruned, Error> {
@@ -1446,9 +1453,9 @@ impl Engine for RustiotEngine {
             .values()
             .flat_map(|c| c.record().networks.keys().cloned().collect::<Vec<_>>())
             .collect();
-        for network in self.0.networks.list() {
+        for network in self.0.networks.list().await {
             let free = !used.contains(&network.name) && !used.contains(&network.id);
-            if free && which(&network) && self.0.networks.remove(&network.id).await.is_ok() {
+            if free && which(&network) && self.0.drop_network(&network.id).await.is_ok() {
                 pruned.deleted.push(network.name);
             }
         }

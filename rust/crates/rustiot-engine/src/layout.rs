@@ -80,6 +80,14 @@ impl Layout {
     pub(crate) fn root_of(&self, id: &str) -> PathBuf {
         self.running(id).join("rootfs")
     }
+    /// The networks that were made.
+    pub(crate) fn networks(&self) -> PathBuf {
+        self.data.join("networks")
+    }
+    /// Network namespaces, a file each.
+    pub(crate) fn namespaces(&self) -> PathBuf {
+        self.run.join("n")
+    }
     pub(crate) fn layers(&self) -> PathBuf {
         self.run.join("layers")
     }

@@ -79,7 +79,7 @@ impl Inner {
     }
 
     async fn try_start(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
-        let network = self.networks.attach(container).await?;
+        let network = self.join_networks(container).await?;
         let this = Arc::clone(self);
         let its = Arc::clone(container);
         let prepared = tokio::task::spawn_blocking(move || this.prepare(&its, network))
@@ -426,7 +426,7 @@ impl Inner {
     async fn clean(&self, container: &Container) {
         let id = &container.id;
         cgroup::remove(&self.layout.group(id)).await;
-        self.networks.detach(container).await;
+        self.leave_networks(container).await;
         rootfs::unmount_root(&self.layout, id);
         let _ = std::fs::remove_dir_all(self.layout.runtime_root().join(id));
         let _ = std::fs::remove_dir_all(self.layout.running(id));
@@ -586,6 +586,7 @@ impl Inner {
             }
         }
         rootfs::unmount_layers(layout, &layers);
+        self.begin_networks().await;
         for container in all {
             let due = {
                 let record = container.record();
@@ -634,7 +635,6 @@ impl Inner {
                 Status::Running
             };
         }
-        self.networks.adopt(container).await;
         self.watch(container, shim);
         true
     }

@@ -51,6 +51,25 @@ fn busybox() -> Option<Vec<u8>> {
     ["/usr/bin/busybox", "/bin/busybox"].iter().find_map(|p| std::fs::read(p).ok().filter(|b| is_static(b)))
 }
 
+/// `ask HOST PORT PATH`: the last line of what a web server says. A static busybox cannot look up names.
+const ASK: &str = r#"exec 3<>"/dev/tcp/$1/$2" || exit 1
+printf 'GET %s HTTP/1.0\r\n\r\n' "$3" >&3
+while read -r line <&3; do last=$line; done
+echo "$last"
+"#;
+
+/// bash and the libraries that it needs, by their places.
+fn bash() -> Option<Vec<(String, Vec<u8>)>> {
+    let needed = Command::new("ldd").arg("/bin/bash").output().ok()?;
+    let text = String::from_utf8_lossy(&needed.stdout).into_owned();
+    let libraries = text.split_ascii_whitespace().filter(|word| word.starts_with('/'));
+    ["/bin/bash"]
+        .into_iter()
+        .chain(libraries)
+        .map(|path| Some((path.trim_start_matches('/').to_owned(), std::fs::read(path).ok()?)))
+        .collect()
+}
+
 /// An OCI archive of one image, `box:1`, with two layers: busybox, and a file.
 fn image() -> Vec<u8> {
     let layer = |build: &dyn Fn(&mut tar::Builder<Vec<u8>>)| {
@@ -71,8 +90,11 @@ fn image() -> Vec<u8> {
             add(tar, directory, mode, tar::EntryType::Directory, b"");
         }
         add(tar, "bin/busybox", 0o755, tar::EntryType::Regular, &program);
-        for name in ["sh", "cat", "echo", "ls", "sleep", "test", "true", "false", "touch", "stat", "id", "wc"]
-        {
+        let names = [
+            "sh", "cat", "echo", "ls", "sleep", "test", "true", "false", "touch", "stat", "id", "wc", "nc",
+            "timeout", "httpd", "hostname", "ip", "ping",
+        ];
+        for name in names {
             let mut header = tar::Header::new_gnu();
             header.set_entry_type(tar::EntryType::Symlink);
             header.set_mode(0o777);
@@ -82,6 +104,16 @@ fn image() -> Vec<u8> {
     });
     let top = layer(&|tar| {
         add(tar, "etc/passwd", 0o644, tar::EntryType::Regular, b"root:x:0:0:root:/root:/bin/sh\n");
+        add(tar, "etc/nsswitch.conf", 0o644, tar::EntryType::Regular, b"hosts: files dns\n");
+        for (path, bytes) in bash().unwrap() {
+            add(tar, &path, 0o755, tar::EntryType::Regular, &bytes);
+        }
+        add(tar, "bin/ask", 0o755, tar::EntryType::Regular, format!("#!/bin/bash\n{ASK}").as_bytes());
+        let who = b"#!/bin/sh\necho Content-Type: text/plain\necho\necho $(hostname) saw $REMOTE_ADDR\n";
+        for directory in ["www/", "www/cgi-bin/"] {
+            add(tar, directory, 0o755, tar::EntryType::Directory, b"");
+        }
+        add(tar, "www/cgi-bin/who", 0o755, tar::EntryType::Regular, who);
     });
     let config = serde_json::json!({
         "architecture": if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" },
@@ -144,6 +176,10 @@ impl Device {
             "containers need root"
         } else if Command::new("docker").arg("--version").output().is_err() {
             "no docker command on this machine"
+        } else if Command::new("ip").arg("-V").output().is_err() {
+            "no ip command (iproute2) on this machine"
+        } else if bash().is_none() {
+            "no bash on this machine"
         } else if busybox().is_none() {
             "no static busybox on this machine"
         } else if !["overlay", "erofs"].iter().all(|f| filesystems.lines().any(|l| l.ends_with(f))) {
@@ -152,9 +188,12 @@ impl Device {
             programs();
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let group = format!("rustiot-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
+            let directory = tempfile::Builder::new().prefix("re").tempdir().unwrap();
+            std::fs::write(directory.path().join("resolv.conf"), "").unwrap();
             let mut holder = Command::new("unshare")
-                .args(["--mount", "--propagation", "private", "sh", "-c"])
-                .arg("test -f /sys/fs/cgroup/cgroup.procs || { umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; } || exit 1; echo; exec cat")
+                .args(["--mount", "--net", "--propagation", "private", "sh", "-c"])
+                .arg("test -f /sys/fs/cgroup/cgroup.procs || { umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; } || exit 1; mount --bind $0 /etc/resolv.conf && busybox ip link set lo up; echo; exec cat")
+                .arg(directory.path().join("resolv.conf"))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::inherit())
@@ -162,7 +201,6 @@ impl Device {
                 .unwrap();
             let mut line = [0];
             let ready = std::io::Read::read(holder.stdout.as_mut().unwrap(), &mut line).unwrap_or(0);
-            let directory = tempfile::Builder::new().prefix("re").tempdir().unwrap();
             let device = Device { directory, group, holder, engine: None };
             if ready == 1 {
                 return Some(device);
@@ -184,6 +222,7 @@ impl Device {
             std::fs::OpenOptions::new().create(true).append(true).open(self.path("engine.log")).unwrap();
         let engine = Command::new("nsenter")
             .arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()))
+            .arg(format!("--net=/proc/{}/ns/net", self.holder.id()))
             .arg(bin.join("rustiot-engine"))
             .arg("--data")
             .arg(self.path("data"))
@@ -283,6 +322,39 @@ impl Device {
         self.ok(&["inspect", "--format", &format!("{{{{{what}}}}}"), name]).trim().to_owned()
     }
 
+    /// Which of our links there are.
+    fn links(&self) -> Vec<String> {
+        let output = Command::new("nsenter")
+            .arg(format!("--net=/proc/{}/ns/net", self.holder.id()))
+            .args(["ip", "-o", "link"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let names =
+            text.lines().filter_map(|line| line.split([':', '@']).nth(1)).map(|n| n.trim().to_owned());
+        names.filter(|name| name.starts_with("riv-") || name.starts_with("rib-")).collect()
+    }
+
+    /// A container that tells who asks at port 9000.
+    fn web(&self, name: &str, more: &[&str]) {
+        let mut all = vec!["run", "-d", "--name", name, "--hostname", name];
+        all.extend(more);
+        all.extend(["box:1", "httpd", "-f", "-p", "0.0.0.0:9000", "-h", "/www"]);
+        self.ok(&all);
+    }
+
+    /// What a container in this network is told there; `None` when it cannot get there.
+    fn asks(&self, network: &str, host: &str) -> Option<String> {
+        let (host, port) = host.split_once(':').unwrap();
+        // A shell first: signals do not end what has number 1.
+        let ask = ["sh", "-c", "timeout 3 ask $@; exit $?", "sh", host, port, "/cgi-bin/who"];
+        let all = [&["run", "--rm", "--network", network, "box:1"][..], &ask].concat();
+        let output = self.docker(&all, b"");
+        eprintln!("{network} asks {host}: {output:?}");
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
     /// The control group as the engine's mount namespace sees it.
     fn groups(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root/sys/fs/cgroup/{}", self.holder.id(), self.group))
@@ -320,6 +392,70 @@ impl Drop for Device {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
+
+/// What somebody in the network namespace of a process is told by a web server.
+fn told(pid: u32, host: &str, port: u16, path: &str) -> Option<String> {
+    let output = Command::new("nsenter")
+        .arg(format!("--net=/proc/{pid}/ns/net"))
+        .args(["timeout", "3", "bash", "-c", ASK, "ask", host, &port.to_string(), path])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// A process that goes with the test.
+struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A machine outside, 203.0.113.2, with a cable to the device, which is 203.0.113.1.
+struct Outside {
+    holder: Child,
+}
+
+impl Outside {
+    fn new(device: &Device) -> Outside {
+        let mut holder = Command::new("unshare")
+            .args(["--net", "sh", "-c", "busybox ip link set lo up; echo; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _ = std::io::Read::read(holder.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let (here, there) = (device.holder.id(), holder.id());
+        for (pid, command) in [
+            (here, format!("ip link add uplink type veth peer name eth0 netns {there}")),
+            (here, "ip addr add 203.0.113.1/24 dev uplink".to_owned()),
+            (here, "ip link set uplink up".to_owned()),
+            (there, "ip addr add 203.0.113.2/24 dev eth0".to_owned()),
+            (there, "ip link set eth0 up".to_owned()),
+        ] {
+            let mut enter = Command::new("nsenter");
+            enter.arg(format!("--net=/proc/{pid}/ns/net")).args(command.split(' '));
+            let done = enter.output().unwrap();
+            assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
+        }
+        Outside { holder }
+    }
+
+    /// What it is told at a port of the device.
+    fn asks(&self, port: u16) -> Option<String> {
+        told(self.holder.id(), "203.0.113.1", port, "/cgi-bin/who")
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
     }
@@ -501,4 +637,261 @@ fn a_container_is_paused_watched_and_measured() {
         assert!(String::from_utf8_lossy(&update.stderr).contains("pids.max"));
     }
     device.ok(&["rm", "-f", "app"]);
+}
+
+#[test]
+fn containers_of_a_network_know_each_other_by_name_and_others_do_not() {
+    let Some(device) = Device::start() else { return };
+    let listed = device.ok(&["network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"]);
+    for network in ["bridge bridge local", "host host local", "none null local"] {
+        assert!(listed.contains(network), "{listed}");
+    }
+    let id = device.ok(&["network", "create", "--label", "of=test", "shop"]);
+    device.ok(&["network", "create", "--subnet", "10.77.0.0/24", "other"]);
+    assert_eq!(
+        device.ok(&["network", "inspect", "-f", "{{.Id}} {{.Labels.of}}", "shop"]),
+        format!("{} test\n", id.trim())
+    );
+    device.web("db", &["--network", "shop", "--network-alias", "store"]);
+    let address = device.inspect(".NetworkSettings.Networks.shop.IPAddress", "db");
+    let gateway = device.inspect(".NetworkSettings.Networks.shop.Gateway", "db");
+    assert_eq!(device.inspect(".NetworkSettings.Networks.shop.NetworkID", "db"), id.trim());
+    assert!(device.ok(&["network", "inspect", "shop"]).contains(&format!("{address}/16")));
+
+    until("the server answers by its name", || device.asks("shop", "db:9000").is_some());
+    for host in ["db", "store", "db.shop", &address] {
+        let told = device.asks("shop", &format!("{host}:9000")).unwrap_or_else(|| panic!("{host}"));
+        assert!(told.starts_with("db saw "), "{told}");
+    }
+    for network in ["other", "bridge"] {
+        assert_eq!(device.asks(network, "db:9000"), None);
+        assert_eq!(device.asks(network, &format!("{address}:9000")), None);
+    }
+    let files = device.ok(&["exec", "db", "cat", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname"]);
+    assert!(files.starts_with(&format!("nameserver {gateway}\noptions ndots:0\n")), "{files}");
+    assert!(files.contains(&format!("{address}\tdb\n")) && files.ends_with("db\n"), "{files}");
+
+    // Another network while it runs, and out of it again.
+    device.ok(&["network", "connect", "--ip", "10.77.0.9", "--alias", "second", "other", "db"]);
+    let (_, said) = device.fails(&["network", "connect", "other", "db"]);
+    assert!(said.contains("already exists in network other"), "{said}");
+    for host in ["db", "second", "10.77.0.9"] {
+        assert!(device.asks("other", &format!("{host}:9000")).is_some(), "{host}");
+    }
+    assert!(device.ok(&["exec", "db", "cat", "/etc/hosts"]).contains("10.77.0.9\tdb\n"));
+    device.ok(&["rename", "db", "renamed"]);
+    assert!(device.asks("shop", "renamed:9000").is_some());
+    assert_eq!(device.asks("shop", "db.shop:9000").map(|_| ()), Some(()), "the host name stays a name");
+    device.ok(&["network", "disconnect", "other", "renamed"]);
+    assert_eq!(device.asks("other", "second:9000"), None);
+    assert!(!device.ok(&["exec", "renamed", "cat", "/etc/hosts"]).contains("10.77.0.9"));
+    let (_, said) = device.fails(&["network", "disconnect", "other", "renamed"]);
+    assert!(said.contains("is not connected to network other"), "{said}");
+
+    // What shares its network with it.
+    assert_eq!(device.asks("container:renamed", "127.0.0.1:9000").as_deref(), Some("db saw 127.0.0.1"));
+
+    // Refusals in Docker's words.
+    for (arguments, text) in [
+        (&["network", "rm", "shop"][..], "has active endpoints"),
+        (&["network", "rm", "bridge"], "is a pre-defined network and cannot be removed"),
+        (&["network", "create", "shop"], "network with name shop already exists"),
+        (
+            &["network", "create", "--subnet", "10.77.0.0/16", "x"],
+            "Pool overlaps with other one on this address space",
+        ),
+        (&["network", "create", "-d", "macvlan", "x"], "is not supported by this engine"),
+        (&["network", "create", "--ipv6", "x"], "make it without --ipv6"),
+        (&["network", "inspect", "nope"], "network nope not found"),
+        (&["network", "connect", "host", "renamed"], "connected to host network"),
+        (&["run", "--rm", "--network", "nope", "box:1", "true"], "network nope not found"),
+        (
+            &["run", "--rm", "--network", "other", "--ip", "10.9.9.9", "box:1", "true"],
+            "no configured subnet contains IP address 10.9.9.9",
+        ),
+        (&["run", "--rm", "--ip", "172.17.0.9", "box:1", "true"], "supported on user defined networks only"),
+    ] {
+        let (code, said) = device.fails(arguments);
+        assert!(code != 0 && said.contains(text), "{arguments:?}: {said}");
+    }
+    device.ok(&["create", "--name", "kept", "--network", "other", "box:1"]);
+    device.ok(&["network", "create", "unused"]);
+    let pruned = device.ok(&["network", "prune", "-f"]);
+    assert!(pruned.contains("unused") && !pruned.contains("other") && !pruned.contains("shop"), "{pruned}");
+    device.ok(&["rm", "-f", "renamed", "kept"]);
+    device.ok(&["network", "rm", "shop", "other"]);
+    assert_eq!(device.links().len(), 1, "{:?}", device.links());
+}
+
+#[test]
+fn a_published_port_shows_who_asks_and_stays_while_the_engine_is_away() {
+    let Some(mut device) = Device::start() else { return };
+    let outside = Outside::new(&device);
+    assert_eq!(outside.asks(8080), None);
+    device.web("web", &["-p", "8080:9000"]);
+    until("it answers outside", || outside.asks(8080).is_some());
+    let seen = Some("web saw 203.0.113.2".to_owned());
+    assert_eq!(outside.asks(8080), seen);
+    assert_eq!(device.ok(&["port", "web"]), "9000/tcp -> 0.0.0.0:8080\n");
+    assert!(device.ok(&["ps"]).contains("0.0.0.0:8080->9000/tcp"));
+    // By the host's own loopback it sees its gateway, and a neighbour gets there by the host's address.
+    let local = told(device.holder.id(), "127.0.0.1", 8080, "/cgi-bin/who").unwrap();
+    assert!(local.starts_with("web saw 172."), "{local}");
+    assert!(device.asks("bridge", "203.0.113.1:8080").is_some());
+    let (code, said) = device.fails(&["run", "-d", "--name", "late", "-p", "8080:9000", "box:1", "true"]);
+    assert!(code == 125 && said.contains("port is already allocated"), "{said}");
+    device.ok(&["rm", "late"]);
+    device.web("next", &["-p", "8080-8090:9000", "-p", "127.0.0.1::9000"]);
+    assert!(device.ok(&["port", "next", "9000/tcp"]).contains("0.0.0.0:8081\n"));
+    until("the next answers outside", || outside.asks(8081).is_some());
+
+    device.kill_engine();
+    assert_eq!(outside.asks(8080), seen);
+    device.boot();
+    assert_eq!(outside.asks(8080), seen);
+    assert_eq!(device.ok(&["port", "web"]), "9000/tcp -> 0.0.0.0:8080\n");
+    let address = device.inspect(".NetworkSettings.IPAddress", "web");
+    device.ok(&["restart", "-t", "0", "web"]);
+    assert_eq!(device.inspect(".NetworkSettings.IPAddress", "web"), address);
+    until("it answers again", || outside.asks(8080) == seen);
+    device.ok(&["stop", "-t", "0", "web"]);
+    assert_eq!(outside.asks(8080), None);
+    assert_eq!(device.inspect(".NetworkSettings.IPAddress", "web"), "");
+    device.ok(&["rm", "-f", "web", "next"]);
+    assert_eq!(device.links().len(), 1, "{:?}", device.links());
+}
+
+#[test]
+fn what_an_engine_that_is_gone_left_behind_goes() {
+    let Some(mut device) = Device::start() else { return };
+    device.ok(&["network", "create", "shop"]);
+    device.web("stays", &["--network", "shop", "-p", "8080:9000"]);
+    device.web("ends", &["--network", "shop", "-p", "8081:9000"]);
+    let pid: i32 = device.inspect(".State.Pid", "ends").parse().unwrap();
+    assert_eq!(device.links().len(), 4, "{:?}", device.links());
+    device.kill_engine();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    until("it ended", || !Path::new(&format!("/proc/{pid}")).exists());
+    for command in [
+        "ip link add riv-left type bridge",
+        "ip link add riv-leftover type veth peer name x",
+        "ip link add rib-leftover type bridge",
+    ] {
+        let mut enter = Command::new("nsenter");
+        enter.arg(format!("--net=/proc/{}/ns/net", device.holder.id())).args(command.split(' '));
+        assert!(enter.status().unwrap().success(), "{command}");
+    }
+    device.boot();
+    assert_eq!(device.inspect(".State.Status", "ends"), "exited");
+    let left = device.links();
+    // What has our prefix and is none of ours in kind is somebody else's.
+    assert_eq!(left.iter().filter(|link| *link != "riv-left").count(), 3, "{left:?}");
+    assert_eq!(std::fs::read_dir(device.path("run/n")).unwrap().count(), 1);
+    assert!(device.asks("shop", "stays:9000").is_some());
+    // The port of the one that ended is free.
+    device.web("other", &["--network", "shop", "-p", "8081:9000"]);
+    device.ok(&["rm", "-f", "stays", "ends", "other"]);
+    device.ok(&["network", "rm", "shop"]);
+}
+
+#[test]
+fn the_hosts_services_are_closed_to_containers_unless_a_network_opens_them() {
+    let Some(device) = Device::start() else { return };
+    device.ok(&["network", "create", "-o", "rustiot.host-ports=7000/tcp", "open"]);
+    let www = device.path("www");
+    std::fs::create_dir_all(&www).unwrap();
+    std::fs::write(www.join("index.html"), "the host\n").unwrap();
+    let service = Command::new("nsenter")
+        .arg(format!("--net=/proc/{}/ns/net", device.holder.id()))
+        .args(["busybox", "httpd", "-f", "-p", "7000", "-h"])
+        .arg(&www)
+        .spawn()
+        .unwrap();
+    let _service = Service(service);
+    until("the host's service answers the host", || {
+        told(device.holder.id(), "127.0.0.1", 7000, "/index.html").as_deref() == Some("the host")
+    });
+    let gets = |network: &str| {
+        let add = "host.docker.internal:host-gateway";
+        let ask =
+            ["sh", "-c", "timeout 3 ask $@; exit $?", "sh", "host.docker.internal", "7000", "/index.html"];
+        let all = [&["run", "--rm", "--network", network, "--add-host", add, "box:1"][..], &ask].concat();
+        let output = device.docker(&all, b"");
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    assert_eq!(gets("bridge"), None);
+    assert_eq!(gets("open").as_deref(), Some("the host"));
+    // Rules that somebody flushes come back by themselves, and are wanted: without them the service is open.
+    if Command::new("nft").arg("--version").output().is_ok() {
+        let nft = |arguments: &[&str]| {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net=/proc/{}/ns/net", device.holder.id())).arg("nft").args(arguments);
+            String::from_utf8_lossy(&command.output().unwrap().stdout).into_owned()
+        };
+        nft(&["flush", "ruleset"]);
+        until("the rules are back", || nft(&["list", "tables"]).contains("rustiot-networks"));
+        assert_eq!(gets("bridge"), None);
+    } else {
+        eprintln!("skipped: no nft on this machine to flush rules with");
+    }
+}
+
+#[test]
+fn compose_brings_up_services_that_know_each_other() {
+    let compose = std::env::var("RUSTIOT_COMPOSE").unwrap_or_else(|_| "docker-compose".to_owned());
+    let version =
+        Command::new(&compose).args(["version", "--short"]).output().map(|o| o.stdout).unwrap_or_default();
+    if !version.starts_with(b"2") && !version.starts_with(b"v2") {
+        eprintln!("skipped: no docker-compose of version 2 on this machine");
+        return;
+    }
+    let Some(device) = Device::start() else { return };
+    let outside = Outside::new(&device);
+    let file = device.path("compose.yaml");
+    std::fs::write(
+        &file,
+        r#"
+name: shop
+services:
+  front:
+    image: box:1
+    command: ["sh", "-c", "until timeout 3 ask back 9000 /cgi-bin/who > /tmp/told; do sleep 0.2; done; cat /tmp/told; exec httpd -f -p 0.0.0.0:9000 -h /www"]
+    hostname: front
+    ports: ["8080:9000"]
+    networks: [outer, inner]
+    depends_on: [back]
+  back:
+    image: box:1
+    command: ["httpd", "-f", "-p", "0.0.0.0:9000", "-h", "/www"]
+    hostname: back
+    networks: [inner]
+networks:
+  outer: {}
+  inner:
+    internal: true
+"#,
+    )
+    .unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new("timeout");
+        command.args(["-k", "2", "60", &compose, "-f"]).arg(&file).args(arguments);
+        command.env("DOCKER_HOST", format!("unix://{}", device.path("s").display()));
+        command.env("DOCKER_CONFIG", device.path("config"));
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "compose {arguments:?}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    run(&["up", "-d"]);
+    until("the front has asked the back", || {
+        run(&["logs", "--no-log-prefix", "front"]).contains("back saw ")
+    });
+    until("it answers outside", || outside.asks(8080).is_some());
+    assert_eq!(outside.asks(8080).as_deref(), Some("front saw 203.0.113.2"));
+    let before = device.ok(&["ps", "-q"]);
+    run(&["up", "-d"]);
+    assert_eq!(device.ok(&["ps", "-q"]), before);
+    run(&["down"]);
+    assert_eq!(device.ok(&["ps", "-aq"]), "");
+    assert_eq!(device.links().len(), 1, "{:?}", device.links());
+    assert_eq!(outside.asks(8080), None);
 }
