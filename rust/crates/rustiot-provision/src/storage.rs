@@ -18,6 +18,8 @@ pub(crate) type Result = (Outcome, String);
 const MIB: u64 = 1 << 20;
 /// What is said of a file system that is new, where there was none.
 pub(crate) const MADE: &str = "made";
+/// The label of the file system that containers write to.
+const SHARED: &str = "data";
 
 fn probe(os: &impl Os, partition: &Partition) -> io::Result<Found> {
     let length = PROBE.min(usize::try_from(partition.bytes).unwrap_or(PROBE));
@@ -42,21 +44,36 @@ fn succeed(os: &impl Os, program: &str, arguments: &[&str]) -> std::result::Resu
 }
 
 fn make(os: &impl Os, partition: &Partition, label: &str) -> std::result::Result<(), String> {
+    // What containers cannot take from the system on the partition that they share: with it the engine can still write
+    // down that one is removed.
+    let reserved = if label == SHARED { "1" } else { "0" };
     let label = format!("{label}{UNFINISHED}");
     // A broken superblock is repaired from the copy in the second block group, so there must be one where e2fsck
     // looks: a group is 8 × block size blocks (128 MiB with 4 KiB, 8 MiB with 1 KiB).
     let block = if partition.bytes <= 2 * 128 * MIB { "1024" } else { "4096" };
-    // -m 0: nothing here runs as an ordinary user that could fill it up. Lazy initialisation: quick on a large
-    // medium; the kernel does the rest in the background.
-    let arguments =
-        ["-q", "-F", "-L", &label, "-m", "0", "-b", block, "-E", "lazy_itable_init=1,lazy_journal_init=1"];
+    // Lazy initialisation: quick on a large medium; the kernel does the rest in the background.
+    let arguments = [
+        "-q",
+        "-F",
+        "-L",
+        &label,
+        "-m",
+        reserved,
+        "-b",
+        block,
+        "-E",
+        "lazy_itable_init=1,lazy_journal_init=1",
+    ];
     let arguments: Vec<&str> = arguments.into_iter().chain([partition.device.as_str()]).collect();
     succeed(os, "mkfs.ext4", &arguments)
 }
 
 /// Gives a file system that is whole its label.
 fn finish(os: &impl Os, partition: &Partition, label: &str) -> std::result::Result<(), String> {
-    succeed(os, "tune2fs", &["-L", label, &partition.device])
+    // By default the reserve is root's by number, and a container's root has the same number. Made another user's, it
+    // is for those with CAP_SYS_RESOURCE: the engine has it, containers have not.
+    let owner: &[&str] = if label == SHARED { &["-u", "65534"] } else { &[] };
+    succeed(os, "tune2fs", &[&["-L", label], owner, &[partition.device.as_str()]].concat())
 }
 
 /// The file system of a partition, mounted: made, repaired or made anew as it needs.
