@@ -162,6 +162,7 @@ class Crates(unittest.TestCase):
             self.assertTrue(crates.satisfied(expression, good.split()), expression)
             self.assertFalse(crates.satisfied(expression, bad.split()), expression)
         self.assertEqual(crates.check_licence("a", "1.0.0", "MIT OR ISC", ["MIT"], "r"), "a 1.0.0: MIT OR ISC")
+        self.assertEqual(crates.check_licence("rust-criu", "0.6.1", None, ["MIT"], "r"), "rust-criu 0.6.1: MIT")
         with self.assertRaisesRegex(Problem, "a 1.0.0 is under `GPL-3.0`; r names none of it: .* RUSTIOT_CRATE_LICENSES"):
             crates.check_licence("a", "1.0.0", "GPL-3.0", ["MIT"], "r")
         with self.assertRaisesRegex(Problem, "a 1.0.0 names no licence"):

@@ -103,7 +103,7 @@ def load(path):
     need(board, "boot." + loader, path)
     if os.path.basename(path) != board["name"] + ".toml":
         raise Problem("%s: name: is `%s`; file and name must agree" % (path, board["name"]))
-    for key in ("root", "boot", "initramfs", "device_binary", "init"):
+    for key in ("root", "boot", "initramfs", "device_binary", "init", "shim"):
         size(need(board, "sizes." + key, path), path, "sizes." + key)
     return board
 

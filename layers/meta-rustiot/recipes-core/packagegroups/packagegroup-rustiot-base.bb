@@ -23,6 +23,7 @@ RDEPENDS:${PN} = " \
     rauc-service \
     rustiot-device \
     rustiot-rootfs \
+    rustiot-shim \
     systemd \
     systemd-networkd \
     systemd-udev-rules \

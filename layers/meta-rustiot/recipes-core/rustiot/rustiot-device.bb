@@ -6,12 +6,15 @@ SECTION = "base"
 
 inherit rustiot_workspace
 
-RUSTIOT_CRATE_LICENSES = "Apache-2.0 BSD-3-Clause ISC MIT Unicode-3.0"
+RUSTIOT_CRATE_LICENSES = "Apache-2.0 BSD-2-Clause BSD-3-Clause ISC MIT MPL-2.0 Unicode-3.0 Zlib"
 RUSTIOT_CRATES_ELSEWHERE = "webpki-root-certs"
 RUSTIOT_BUDGETS = "${bindir}/rustiot:device_binary"
 
 # The services are links: what the binary is called is what it does (docs/map.md).
-RUSTIOT_SERVICES = "rustiot-provision rustiot-watchdog rustiot-health rustiot-update rustiot-media rauc-backend"
+RUSTIOT_SERVICES = " \
+    rustiot-provision rustiot-watchdog rustiot-health rustiot-update rustiot-media rustiot-engine rustiot-runtime \
+    rauc-backend \
+"
 
 do_install:append () {
     install -d ${D}${nonarch_libdir}/rustiot

@@ -88,7 +88,7 @@ do_install[vardeps] += "RUSTIOT_ROOTFS_LINKS RUSTIOT_VERSION RUSTIOT_FLOOR RUSTI
 do_install[file-checksums] += "${RUSTIOT_KEYRING}:True ${@':'.join([d.getVar('RUSTIOT_REPOSITORY_ROOT'), 'True']) if d.getVar('RUSTIOT_REPOSITORY_ROOT') else ''}"
 
 USERADD_PACKAGES = "${PN}"
-GROUPADD_PARAM:${PN} = "--system rustiot"
+GROUPADD_PARAM:${PN} = "--system rustiot; --system docker"
 USERADD_PARAM:${PN} = "--system --no-create-home --home-dir / --shell /sbin/nologin --user-group rustiot-stream"
 
 FILES:${PN} += "${nonarch_libdir} ${datadir}"

@@ -259,6 +259,8 @@ pub struct Sizes {
     pub device_binary: Size,
     /// `rustiot-init`, stripped.
     pub init: Size,
+    /// `rustiot-shim`, stripped.
+    pub shim: Size,
 }
 
 /// How QEMU plays the board.
@@ -352,6 +354,7 @@ impl Board {
             ("sizes.initramfs", self.sizes.initramfs),
             ("sizes.device_binary", self.sizes.device_binary),
             ("sizes.init", self.sizes.init),
+            ("sizes.shim", self.sizes.shim),
             ("storage.min_medium", self.storage.min_medium),
         ] {
             if size.bytes() == 0 {

@@ -367,7 +367,8 @@ fn class(id: &str) -> String {
 fn memory(bench: &Bench, image: &Image) -> Result<Part> {
     let services = bench.services()?;
     let sum = services.iter().fold(0u64, |sum, service| sum.saturating_add(service.pss));
-    let programs = image.sizes.device_binary.saturating_add(image.sizes.init);
+    let programs =
+        image.sizes.device_binary.saturating_add(image.sizes.init).saturating_add(image.sizes.shim);
     let mut table = vec![row(["what", "size"])];
     for service in &services {
         table.push(row([&format!("PSS of {}", service.name), &mb(service.pss)]));
@@ -375,6 +376,7 @@ fn memory(bench: &Bench, image: &Image) -> Result<Part> {
     table.push(row(["PSS of all services", &mb(sum)]));
     table.push(row(["multi-call binary, stripped", &mb(image.sizes.device_binary)]));
     table.push(row(["rustiot-init, stripped", &mb(image.sizes.init)]));
+    table.push(row(["rustiot-shim, stripped", &mb(image.sizes.shim)]));
     let target = |what: &str, bytes: u64, limit: u64| Target {
         what: what.into(),
         figure: mb(bytes),
@@ -384,7 +386,8 @@ fn memory(bench: &Bench, image: &Image) -> Result<Part> {
     Ok(Part {
         section: Section::Memory,
         title: "Memory and programs",
-        figures: json!({"services": services, "device_binary": image.sizes.device_binary, "init": image.sizes.init}),
+        figures: json!({"services": services, "device_binary": image.sizes.device_binary, "init": image.sizes.init,
+            "shim": image.sizes.shim}),
         table,
         targets: vec![
             target("PSS of all services, idle", sum, MEMORY),

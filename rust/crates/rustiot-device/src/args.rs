@@ -58,6 +58,10 @@ pub enum Command {
         rustiot boots\n  \
         rustiot boots --json   for programs")]
     Boots,
+    /// Containers: start, look, stop. The stock `docker` client can do more, over the same socket.
+    #[cfg(feature = "engine")]
+    #[command(subcommand)]
+    Container(Container),
     /// Run a part of the system in the foreground, as systemd does by the program's name.
     #[command(after_help = "Examples:\n  \
         rustiot daemon provision status\n  \
@@ -274,6 +278,146 @@ pub enum Provision {
     Apply,
 }
 
+/// What one does with containers where there is no `docker` client.
+#[cfg(feature = "engine")]
+#[derive(Debug, Subcommand)]
+pub enum Container {
+    /// The containers of this device.
+    #[command(after_help = "Examples:\n  \
+        rustiot container list           those that run\n  \
+        rustiot container list --all     also those that do not\n  \
+        rustiot container list --json    for programs")]
+    List {
+        /// Also those that do not run.
+        #[arg(long)]
+        all: bool,
+    },
+    /// The images of this device.
+    #[command(after_help = "Examples:\n  \
+        rustiot container images\n  \
+        rustiot container images --json   for programs")]
+    Images,
+    /// Take in the images of an archive (`docker save`, an OCI archive), plain or compressed.
+    #[command(after_help = "Example:\n  \
+        rustiot container load /data/app.tar")]
+    Load {
+        /// The archive.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Fetch an image from its registry.
+    #[command(after_help = "Examples:\n  \
+        rustiot container pull registry.example/app:2\n  \
+        rustiot container pull registry.example/app@sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae")]
+    Pull {
+        /// Name with a tag or a digest.
+        #[arg(value_name = "IMAGE")]
+        image: String,
+    },
+    /// Make a container and start it in the background.
+    #[command(after_help = "Examples:\n  \
+        rustiot container run --name web --restart always --publish 8080:80 web:1\n  \
+        rustiot container run --volume store:/var/lib/app app:1 serve --verbose")]
+    Run(Run),
+    /// Start a container that is there.
+    #[command(after_help = "Example:\n  \
+        rustiot container start web")]
+    Start {
+        /// Name or id.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Ask a container to end; kill it if it does not.
+    #[command(after_help = "Example:\n  \
+        rustiot container stop web")]
+    Stop {
+        /// Name or id.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Stop it and start it.
+    #[command(after_help = "Example:\n  \
+        rustiot container restart web")]
+    Restart {
+        /// Name or id.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// Remove a container with its files; named volumes stay.
+    #[command(after_help = "Examples:\n  \
+        rustiot container remove web\n  \
+        rustiot container remove web --force   also while it runs")]
+    Remove {
+        /// Name or id.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Kill it first.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Remove an image that no container needs.
+    #[command(after_help = "Example:\n  \
+        rustiot container remove-image web:1")]
+    RemoveImage {
+        /// Name or id.
+        #[arg(value_name = "IMAGE")]
+        image: String,
+    },
+    /// What a container wrote to its standard output and error.
+    #[command(after_help = "Examples:\n  \
+        rustiot container logs web --tail 100\n  \
+        rustiot container logs web --follow     until it ends, or Ctrl-C")]
+    Logs {
+        /// Name or id.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Go on with what comes.
+        #[arg(long)]
+        follow: bool,
+        /// Only so many of the last lines.
+        #[arg(long, value_name = "LINES")]
+        tail: Option<u32>,
+    },
+    /// Everything about a container, as JSON.
+    #[command(after_help = "Example:\n  \
+        rustiot container inspect web")]
+    Inspect {
+        /// Name or id.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+}
+
+/// A container to be made.
+#[cfg(feature = "engine")]
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Its name; without one it gets one.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// When it is started again: `no`, `on-failure`, `always`, `unless-stopped`.
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    pub restart: String,
+    /// A volume or a directory of the device at a place of the container's; may be repeated.
+    #[arg(long, value_name = "VOLUME:PATH")]
+    pub volume: Vec<String>,
+    /// A variable of its environment; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// A port of the device that leads to one of the container's; may be repeated.
+    #[arg(long, value_name = "PORT:PORT")]
+    pub publish: Vec<String>,
+    /// Its network: `bridge`, `host`, `none`, or one that was made.
+    #[arg(long, value_name = "NETWORK")]
+    pub network: Option<String>,
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// What the image's program is told.
+    #[arg(value_name = "ARGUMENT", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<String>,
+}
+
 /// The parts that run under a name of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Daemon {
@@ -283,6 +427,10 @@ pub enum Daemon {
     Update,
     Media,
     RaucBackend,
+    #[cfg(feature = "engine")]
+    Engine,
+    #[cfg(feature = "engine")]
+    Runtime,
 }
 
 impl FromStr for Daemon {
@@ -297,6 +445,10 @@ impl FromStr for Daemon {
             "rustiot-update" => Ok(Self::Update),
             "rustiot-media" => Ok(Self::Media),
             "rauc-backend" => Ok(Self::RaucBackend),
+            #[cfg(feature = "engine")]
+            "rustiot-engine" => Ok(Self::Engine),
+            #[cfg(feature = "engine")]
+            "rustiot-runtime" => Ok(Self::Runtime),
             _ => Err(()),
         }
     }

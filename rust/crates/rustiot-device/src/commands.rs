@@ -15,14 +15,15 @@ use crate::files::Files;
 use crate::show::{self, Meter, Overview};
 
 /// What a command answers.
-struct Answer {
-    text: String,
-    json: Value,
-    code: u8,
+pub struct Answer {
+    pub text: String,
+    pub json: Value,
+    pub code: u8,
 }
 
 impl Answer {
-    fn new(text: impl Into<String>, json: impl Serialize) -> Self {
+    /// An answer of a command that did what it was asked.
+    pub fn new(text: impl Into<String>, json: impl Serialize) -> Self {
         // What is shown has only string keys, the one thing that could go wrong here.
         Self { text: text.into(), json: serde_json::to_value(json).unwrap_or_default(), code: 0 }
     }
@@ -42,6 +43,10 @@ pub fn daemon(daemon: Daemon, arguments: Vec<String>) -> ExitCode {
             }
         },
         Daemon::Media => rustiot_media::main(&arguments),
+        #[cfg(feature = "engine")]
+        Daemon::Engine => rustiot_engine::main(&arguments),
+        #[cfg(feature = "engine")]
+        Daemon::Runtime => rustiot_runtime::main(&arguments),
         Daemon::RaucBackend => match rustiot_update::loader() {
             Ok(loader) => {
                 rustiot_slots::rauc_backend::main(&arguments, rustiot_slots::Paths::default(), loader.open())
@@ -66,6 +71,13 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Health => health(&files),
         Command::Provision(Provision::Status) => provision(files.provision()),
         Command::Provision(Provision::Apply) => provision(Some(rustiot_provision::apply())),
+        #[cfg(feature = "engine")]
+        Command::Container(order) => {
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime.block_on(crate::containers::run(order, &files, cli.json)),
+                Err(error) => Err(Failure::from_error(Kind::State, "cannot start", &error)),
+            }
+        }
         Command::Update(update) => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(self::update(update, &files, cli.json)),
             Err(error) => Err(Failure::from_error(Kind::State, "cannot start", &error)),

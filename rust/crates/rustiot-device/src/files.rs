@@ -27,6 +27,12 @@ impl Files {
         rustiot_slots::Paths::below(&self.root)
     }
 
+    /// The container engine's socket.
+    #[cfg(feature = "engine")]
+    pub fn engine(&self) -> PathBuf {
+        self.root.join("run/docker.sock")
+    }
+
     /// Whether these are the running device's own.
     pub fn are_live(&self) -> bool {
         self.root == Path::new("/")

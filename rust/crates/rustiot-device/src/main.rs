@@ -6,6 +6,8 @@
 mod args;
 mod client;
 mod commands;
+#[cfg(feature = "engine")]
+mod containers;
 mod files;
 mod show;
 

@@ -240,8 +240,11 @@ impl Inner {
         environment = create::environment(&environment, &config.env);
         let directory =
             if config.working_dir.is_empty() { &record.config.working_dir } else { &config.working_dir };
-        let process =
+        let mut process =
             spec::process(&config.cmd, &environment, directory, &user, config.tty, &confinement, &wide);
+        if let Some(process) = process.as_object_mut() {
+            process.insert("oomScoreAdj".to_owned(), spec::oom_score(&host).into());
+        }
         let path = self.layout.running(&container.id).join(format!("{}.json", id.get(..16).unwrap_or(id)));
         rustiot_durable::atomic_write_volatile(&path, &serde_json::to_vec(&process).unwrap_or_default())
             .map_err(|e| Error::failed("cannot write the process", e))?;

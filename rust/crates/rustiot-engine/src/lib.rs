@@ -20,6 +20,8 @@ mod layout;
 mod lifecycle;
 mod logs;
 mod networks;
+mod notify;
+mod process;
 mod record;
 mod rootfs;
 mod seccomp;
@@ -34,6 +36,7 @@ use std::sync::Arc;
 
 use engine::{Inner, RustiotEngine};
 pub use layout::Layout;
+pub use process::main;
 pub use settings::Settings;
 
 /// Why the engine cannot start.
@@ -65,7 +68,11 @@ where
     let listener = listen(&layout.socket).map_err(StartError::Io)?;
     let inner = Arc::new(Inner::open(layout, settings)?);
     inner.adopt().await.map_err(StartError::Io)?;
-    serve(listener, Arc::new(RustiotEngine(inner))).await.map_err(StartError::Io)
+    notify::say("READY=1");
+    let beat = tokio::spawn(notify::beat());
+    let ended = serve(listener, Arc::new(RustiotEngine(inner))).await.map_err(StartError::Io);
+    beat.abort();
+    ended
 }
 
 /// systemd's socket if it hands one over, else one of our own.

@@ -198,6 +198,12 @@ fn capabilities(set: &BTreeSet<String>) -> Value {
     json!({ "bounding": set, "effective": set, "permitted": set, "inheritable": [], "ambient": [] })
 }
 
+/// How much sooner than the system's services a container's processes end when memory runs out. For entered ones it must
+/// be said as well: their parent is the shim, which is protected.
+pub fn oom_score(host: &HostConfig) -> i32 {
+    if host.oom_score_adj == 0 { OOM_SCORE } else { host.oom_score_adj }
+}
+
 /// A process of the container.
 pub fn process(
     arguments: &[String],
@@ -289,8 +295,7 @@ pub fn build(record: &Record, confinement: &Confinement, around: &Surroundings<'
         &wide,
     );
     if let Some(process) = process.as_object_mut() {
-        let score = if host.oom_score_adj == 0 { OOM_SCORE } else { host.oom_score_adj };
-        process.insert("oomScoreAdj".to_owned(), score.into());
+        process.insert("oomScoreAdj".to_owned(), oom_score(host).into());
         process.insert("rlimits".to_owned(), rlimits(host)?);
         if record.config.tty && rows != [0, 0] {
             process.insert("consoleSize".to_owned(), json!({ "height": rows[0], "width": rows[1] }));

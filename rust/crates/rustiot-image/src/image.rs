@@ -104,6 +104,8 @@ pub struct Sizes {
     pub device_binary: u64,
     /// `rustiot-init`.
     pub init: u64,
+    /// `rustiot-shim`.
+    pub shim: u64,
 }
 
 impl Image {
@@ -172,6 +174,7 @@ pub fn build(
         &board,
     )?;
     let init_size = budget("rustiot-init", &programs.init, board.sizes.init, "sizes.init", &board)?;
+    let shim_size = budget("rustiot-shim", &programs.shim, board.sizes.shim, "sizes.shim", &board)?;
     let base = Base::ensure(ctx, toolbox, board.arch, request.dev, progress)?;
     let inputs = Inputs { ctx, toolbox, base: &base, programs: &programs, board: &board, request };
     let root = inputs.ensure(progress)?;
@@ -214,6 +217,7 @@ pub fn build(
         initramfs: budget("initramfs", &initramfs, board.sizes.initramfs, "sizes.initramfs", &board)?,
         device_binary,
         init: init_size,
+        shim: shim_size,
     };
     Ok(Image {
         kernel: base.kernel(),

@@ -19,6 +19,8 @@ pub struct Programs {
     pub device: PathBuf,
     /// The static program of the initramfs.
     pub init: PathBuf,
+    /// The static program beside each container.
+    pub shim: PathBuf,
 }
 
 impl Programs {
@@ -33,7 +35,7 @@ impl Programs {
         progress: &dyn Progress,
     ) -> Result<Programs, Error> {
         let rust = ctx.repo().join("rust");
-        let mut key = Key::new("programs 2")
+        let mut key = Key::new("programs 3")
             .text(&toolbox.root().display().to_string())
             .text(arch.debian())
             .file(&rust.join("Cargo.toml"))?
@@ -49,16 +51,22 @@ impl Programs {
         let title = format!("device programs ({})", arch.debian());
         let dir = stage(ctx, progress, ("programs", &title, 2 << 30), &key.finish(), |work| {
             fetch(&rust, arch, progress)?;
-            for (package, binary, is_static) in
-                [("rustiot-device", "rustiot", false), ("rustiot-init", "rustiot-init", true)]
-            {
+            for (package, binary, is_static) in [
+                ("rustiot-device", "rustiot", false),
+                ("rustiot-init", "rustiot-init", true),
+                ("rustiot-shim", "rustiot-shim", true),
+            ] {
                 let built = compile(ctx, toolbox, arch, package, is_static, progress)?;
                 let from = built.join(binary);
                 std::fs::copy(&from, work.join(binary)).at("copy", &from)?;
             }
             Ok(())
         })?;
-        Ok(Programs { device: dir.join("rustiot"), init: dir.join("rustiot-init") })
+        Ok(Programs {
+            device: dir.join("rustiot"),
+            init: dir.join("rustiot-init"),
+            shim: dir.join("rustiot-shim"),
+        })
     }
 }
 

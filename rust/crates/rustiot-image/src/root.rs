@@ -253,12 +253,15 @@ impl Inputs<'_> {
             fs::set_permissions(to, fs::Permissions::from_mode(mode)).at("set the mode of", to)
         };
         copy(&self.programs.device, &tree.join("usr/bin/rustiot"), 0o755)?;
+        copy(&self.programs.shim, &lib.join("rustiot-shim"), 0o755)?;
         for name in [
             "rustiot-provision",
             "rustiot-watchdog",
             "rustiot-health",
             "rustiot-update",
             "rustiot-media",
+            "rustiot-engine",
+            "rustiot-runtime",
             "rauc-backend",
         ] {
             relink(&lib.join(name), "../../bin/rustiot")?;

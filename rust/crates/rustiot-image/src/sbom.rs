@@ -29,8 +29,11 @@ pub(crate) fn write_sbom(image: &Image, out: &Path) -> Result<(), Error> {
         let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Program { name, sha256 })
     };
-    let programs =
-        [program("rustiot-device", &image.programs.device)?, program("rustiot-init", &image.programs.init)?];
+    let programs = [
+        program("rustiot-device", &image.programs.device)?,
+        program("rustiot-init", &image.programs.init)?,
+        program("rustiot-shim", &image.programs.shim)?,
+    ];
     let about = About {
         compatible: &image.board.compatible,
         version: &image.version,
