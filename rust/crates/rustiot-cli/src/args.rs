@@ -23,7 +23,9 @@ pub enum Command {
     /// Boot a board in QEMU and give you its console
     #[command(after_help = "Examples:\n  rustiot run\n  rustiot run --board qemuarm64\n  \
         rustiot run --check --json     boot, wait for healthy, tell, power off\n  \
-        rustiot run --detach           leave it running; prints its name and ssh port")]
+        rustiot run --detach           leave it running; prints its name and ssh port\n  \
+        rustiot run --detach --engine-socket /tmp/device.sock\n                                 \
+        then: docker -H unix:///tmp/device.sock ps")]
     Run(Run),
     /// List the machines that run
     #[command(after_help = "Example:\n  rustiot ps --json")]
@@ -192,6 +194,9 @@ pub struct Run {
     /// Return when it is healthy and leave it running
     #[arg(long)]
     pub detach: bool,
+    /// Forward the device's container engine to this socket, for `docker -H unix://PATH`
+    #[arg(long, value_name = "PATH", requires = "detach")]
+    pub engine_socket: Option<PathBuf>,
     #[command(flatten)]
     pub json: Json,
 }
@@ -438,6 +443,12 @@ mod tests {
         let error = Cli::try_parse_from(["rustiot", "run", "--bord", "x"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("--board"), "it guesses what was meant");
+    }
+
+    #[test]
+    fn the_engine_is_forwarded_of_machines_that_stay() {
+        assert!(Cli::try_parse_from(["rustiot", "run", "--detach", "--engine-socket", "s"]).is_ok());
+        assert!(Cli::try_parse_from(["rustiot", "run", "--engine-socket", "s"]).is_err());
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub struct Running {
     pub pid: i32,
     /// When the process started, clock ticks since the host's boot (proc(5), stat, field 22).
     pub started: u64,
+    /// Where its container engine is forwarded to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_socket: Option<PathBuf>,
 }
 
 fn shelf(context: &Context) -> PathBuf {
@@ -51,7 +54,14 @@ pub fn reserve(context: &Context, board: &str) -> Result<(String, PathBuf)> {
 }
 
 /// Notes what runs in `dir`.
-pub fn note(dir: &Path, machine: &Machine, name: &str, board: &str, version: &str) -> Result<Running> {
+pub fn note(
+    dir: &Path,
+    machine: &Machine,
+    name: &str,
+    board: &str,
+    version: &str,
+    engine_socket: Option<PathBuf>,
+) -> Result<Running> {
     let pid = machine.pid();
     let running = Running {
         name: name.into(),
@@ -60,6 +70,7 @@ pub fn note(dir: &Path, machine: &Machine, name: &str, board: &str, version: &st
         ssh_port: machine.ssh_port(),
         pid,
         started: started(pid).context("the machine has ended")?,
+        engine_socket,
     };
     std::fs::write(dir.join(FILE), serde_json::to_vec(&running)?).context("cannot note the machine")?;
     Ok(running)
@@ -130,6 +141,10 @@ pub fn stop(context: &Context, name: &str) -> Done {
             .map_err(|e| Fail::new(Why::Failed, anyhow!(e).context("cannot end the machine")))?;
     }
     std::fs::remove_dir_all(&dir).context("cannot remove the machine's directory")?;
+    if let Some(socket) = &machine.engine_socket {
+        // Its ssh ends with the machine, and leaves it.
+        let _ = std::fs::remove_file(socket);
+    }
     println!("{name} {}", if went_down { "went down" } else { "did not go down by itself and was killed" });
     Ok(())
 }
@@ -160,6 +175,7 @@ mod tests {
             ssh_port: 1,
             pid: std::process::id().cast_signed(),
             started: 0,
+            engine_socket: None,
         };
         std::fs::write(dir.join(FILE), serde_json::to_vec(&gone).unwrap()).unwrap();
         assert!(all(&context).unwrap().is_empty(), "a reused process id is not the machine");

@@ -8,10 +8,14 @@ use anyhow::{Context as _, Result};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use rustiot_board::Board;
 use rustiot_image::{Context, Plain};
-use rustiot_lab::{A, B, Device, Fixtures, Lab, Release};
+use rustiot_lab::{A, B, Device, Fixtures, Lab, Release, containers};
 use serde_json::json;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use testbed::{Disk, FileServer, Machine, Off, Scratch};
@@ -57,7 +61,7 @@ pub fn run(context: &Context, args: &args::Run) -> Done {
     if args.check {
         check(&bench, json)
     } else if args.detach {
-        detach(context, &bench, json)
+        detach(context, &bench, args.engine_socket.as_deref(), json)
     } else {
         interactive(&bench)
     }
@@ -91,15 +95,23 @@ fn check(bench: &Bench, json: bool) -> Done {
     Ok(())
 }
 
-fn detach(context: &Context, bench: &Bench, json: bool) -> Done {
+/// The longest path of a socket: `sun_path` of unix(7), less the end and what ssh adds while it makes it.
+const SOCKET_PATH_MAX: usize = 90;
+
+fn detach(context: &Context, bench: &Bench, engine: Option<&Path>, json: bool) -> Done {
     let Bench { lab, board, fixtures } = bench;
+    let engine = engine.map(socket_path).transpose()?;
     let snapshot = fixtures.healthy(lab, board)?;
     let (name, dir) = machines::reserve(context, &board.name)?;
     // Until it is noted it ends with us, and its directory goes: nobody could find it.
     let machine = snapshot.restore_detached(Scratch::adopt(dir.clone())?)?;
-    let running = machines::note(&dir, &machine, &name, &board.name, A.version)?;
-    machine.detach();
     let key = lab.ssh_key()?.private;
+    let forwarder = engine.as_ref().map(|socket| forward(&key, machine.ssh_port(), socket)).transpose()?;
+    let running = machines::note(&dir, &machine, &name, &board.name, A.version, engine.clone())?;
+    if let Some(forwarder) = forwarder {
+        forwarder.stay();
+    }
+    machine.detach();
     if json {
         let mut told = serde_json::to_value(&running)?;
         if let Some(object) = told.as_object_mut() {
@@ -109,9 +121,61 @@ fn detach(context: &Context, bench: &Bench, json: bool) -> Done {
     } else {
         println!("{name} is healthy");
         println!("log in     ssh -i {} -p {} root@127.0.0.1", key.display(), running.ssh_port);
+        if let Some(socket) = &engine {
+            println!("containers docker -H unix://{} ps", socket.display());
+        }
         println!("switch off rustiot stop {name}");
     }
     Ok(())
+}
+
+/// Where the socket is to be, as a path that holds in every directory.
+fn socket_path(path: &Path) -> Result<PathBuf, Fail> {
+    let path = std::path::absolute(path)
+        .map_err(|error| Fail::usage(format!("--engine-socket {}: {error}", path.display())))?;
+    let wrong = |what: &str| Fail::usage(format!("--engine-socket {}: {what}", path.display()));
+    if path.as_os_str().len() > SOCKET_PATH_MAX {
+        return Err(wrong(&format!("a socket's path has at most {SOCKET_PATH_MAX} bytes")));
+    }
+    if !path.parent().is_some_and(Path::is_dir) {
+        return Err(wrong("its directory is not there"));
+    }
+    match std::fs::symlink_metadata(&path) {
+        Ok(there) if !there.file_type().is_socket() => Err(wrong("a file is there already")),
+        _ => Ok(path),
+    }
+}
+
+/// The ssh that forwards the engine; it is ended with this value, unless it is to stay.
+struct Forwarder(Option<Child>);
+
+fn forward(key: &Path, port: u16, socket: &Path) -> Result<Forwarder> {
+    let mut ssh = containers::forward(key, port, socket);
+    // A Ctrl-C at the terminal is not meant for it. It ends with the machine, whose end of the connection goes then.
+    // Nobody reads what it says once we are gone.
+    ssh.process_group(0).stderr(Stdio::null());
+    let mut forwarder = Forwarder(Some(ssh.spawn().context("cannot run ssh")?));
+    if let Some(ssh) = &mut forwarder.0 {
+        containers::wait_forwarded(ssh, socket)?;
+    }
+    Ok(forwarder)
+}
+
+impl Forwarder {
+    fn stay(mut self) {
+        if let Some(ssh) = self.0.take() {
+            rustiot_scratch::spare(ssh.id().cast_signed());
+        }
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        if let Some(mut ssh) = self.0.take() {
+            let _ = ssh.kill();
+            let _ = ssh.wait();
+        }
+    }
 }
 
 fn interactive(bench: &Bench) -> Done {
@@ -233,6 +297,20 @@ mod tests {
         assert!(feed(&[CTRL_A, b'x']).end);
         assert_eq!(feed(&[CTRL_A, CTRL_C]), Typed { bytes: vec![CTRL_C], end: false });
         assert_eq!(feed(&[CTRL_A, CTRL_A]), Typed { bytes: vec![CTRL_A], end: false });
+    }
+
+    #[test]
+    fn a_socket_takes_nobodys_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("engine.sock");
+        assert_eq!(socket_path(&path).unwrap(), path);
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(socket_path(&path).is_ok(), "one that another machine left");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "mine").unwrap();
+        assert!(socket_path(&file).is_err());
+        assert!(socket_path(&dir.path().join("no/such")).is_err());
+        assert!(socket_path(&dir.path().join("x".repeat(100))).is_err());
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Power cuts at chosen instants of an update or of a first boot, with the volatile write cache of a
+//! Power cuts at chosen instants of an update, of a first boot or of containers' lives, with the volatile write cache of a
 //! real medium: one run is recorded, then the disk is rebuilt as of many instants and each is booted.
 
+use crate::containers::{self, Engine, IMAGE};
 use crate::ctx::Ctx;
-use crate::device::{BootInfo, Device, HEALTHY};
+use crate::device::{BootInfo, COMMAND, Device, HEALTHY};
 use crate::fixtures::{A, B, Release};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -30,6 +31,8 @@ pub struct Recording {
     log: WriteLog,
     /// When there was how much of it.
     watched: Watched,
+    /// Bytes of it that belong to the preparation: no cut falls into them.
+    prepared: u64,
     /// The bundles, at the address that the device was told.
     _server: Option<FileServer>,
 }
@@ -98,7 +101,16 @@ impl Recording {
         };
         let (log_path, log, watched) = record(machine, &update)?;
         let roots = vec![root(ctx, &A, "a")?, root(ctx, &B, "b")?];
-        Ok(Recording { base, whole: old_or_new, roots, log_path, log, watched, _server: Some(server) })
+        Ok(Recording {
+            base,
+            whole: old_or_new,
+            roots,
+            log_path,
+            log,
+            watched,
+            prepared: 0,
+            _server: Some(server),
+        })
     }
 
     /// Records a first boot, from the first write to the committed slot.
@@ -112,7 +124,33 @@ impl Recording {
         };
         let (log_path, log, watched) = record(machine, &boot)?;
         let roots = vec![root(ctx, &A, "a")?];
-        Ok(Recording { base, whole: provisioned, roots, log_path, log, watched, _server: None })
+        Ok(Recording { base, whole: provisioned, roots, log_path, log, watched, prepared: 0, _server: None })
+    }
+
+    /// Loads an image and makes, starts, enters, stops and removes containers, volumes and images on a healthy machine.
+    pub fn of_containers(ctx: &Ctx) -> Result<Self> {
+        let snapshot = ctx.fixtures.healthy(ctx.lab, ctx.board)?;
+        let base = ctx.dir().join("before.raw");
+        flatten(ctx, &snapshot.disk(), &base)?;
+        let machine = ctx.healthy_logged()?;
+        let archive = std::fs::read(containers::image(ctx)?).context("cannot read the image")?;
+        machine.put(ARCHIVE, &archive, COMMAND)?;
+        machine.sh("sync")?;
+        let writes = machine.dir().join("writes.log");
+        let prepared = std::fs::metadata(&writes).context("there is no log of writes")?.len();
+        let engine = Engine::of(ctx, &machine)?;
+        let (log_path, log, watched) = record(machine, &|_| life_of_containers(&engine, ctx))?;
+        let roots = vec![root(ctx, &A, "a")?];
+        Ok(Recording {
+            base,
+            whole: containers_are_whole,
+            roots,
+            log_path,
+            log,
+            watched,
+            prepared,
+            _server: None,
+        })
     }
 
     /// How many writes there were: cuts fall after 0 to this many.
@@ -223,7 +261,13 @@ impl Recording {
     /// `runs` instants of the whole run, by `seed`. Every other one is a moment as any other, as power goes: most
     /// meet the long stretches. The rest fall just before a flush, where steps are decided, however short they are.
     pub fn instants(&self, runs: usize, seed: u64) -> Vec<(usize, u64)> {
-        instants(self.log.entries(), &self.watched.lengths, runs, seed)
+        let prepared = |at: &Entry| at.data.is_some_and(|at| at < self.prepared);
+        let first = self.log.entries().iter().rposition(prepared).map_or(0, |last| last.saturating_add(1));
+        let lengths: Vec<u64> =
+            self.watched.lengths.iter().copied().filter(|length| *length >= self.prepared).collect();
+        let later = self.log.entries().get(first..).unwrap_or_default();
+        let moved = |(at, seed): (usize, u64)| (at.saturating_add(first), seed);
+        instants(later, &lengths, runs, seed).into_iter().map(moved).collect()
     }
 
     /// `runs` instants just before a flush, evenly spread over all flushes: what a step wrote is
@@ -286,6 +330,64 @@ fn provisioned(machine: &Machine, _: &BootInfo, _: &str) -> Result<()> {
         (of("/data")?, machine.sh("lsblk -bdno SIZE /dev/$(lsblk -no PKNAME $(findmnt -no SOURCE /data))")?);
     let (data, disk): (u64, u64) = (data.trim().parse()?, disk.trim().parse()?);
     ensure!(data > disk / 2, "data did not grow: {data} of {disk} bytes");
+    Ok(())
+}
+
+/// Where the recorded device has the archive of the image.
+const ARCHIVE: &str = "/data/app.tar";
+
+/// Twice, so that what is made meets what was removed before.
+fn life_of_containers(engine: &Engine, ctx: &Ctx) -> Result<()> {
+    let archive = containers::image(ctx)?;
+    for _ in 0..2 {
+        engine.ok(&["load", "-i", &archive.to_string_lossy()])?;
+        engine.start("one", &["--restart", "always", "-v", "store:/v"], &["idle"])?;
+        engine.ok(&["exec", "one", "/app", "keep", "/v/file", "kept"])?;
+        engine.ok(&["create", "--name", "two", "--network", "none", IMAGE, "idle"])?;
+        engine.ok(&["start", "two"])?;
+        engine.ok(&["stop", "two"])?;
+        engine.ok(&["rename", "two", "three"])?;
+        engine.ok(&["rm", "-f", "one", "three"])?;
+        engine.ok(&["volume", "rm", "store"])?;
+        engine.ok(&["image", "prune", "--all", "--force"])?;
+    }
+    Ok(())
+}
+
+/// Whatever the engine shows is whole: containers start, images run, what is removed leaves nothing, and the same image
+/// can be loaded.
+fn containers_are_whole(machine: &Machine, _: &BootInfo, _: &str) -> Result<()> {
+    let names = |command: &str, pointer: &str| -> Result<Vec<String>> {
+        let list = machine.sh(command)?;
+        let list: Vec<serde_json::Value> =
+            serde_json::from_str(&list).with_context(|| format!("{command}: {list}"))?;
+        let name = |row: &serde_json::Value| row.pointer(pointer)?.as_str().map(str::to_owned);
+        Ok(list.iter().filter_map(name).collect())
+    };
+    for name in names("rustiot container list --all --json", "/Names/0")? {
+        let name = name.trim_start_matches('/');
+        machine.sh(&format!("rustiot container inspect {name} && rustiot container start {name}"))?;
+        machine.sh(&format!("rustiot container remove --force {name}"))?;
+    }
+    let run = |image: &str| {
+        machine.sh(&format!(
+            "rustiot container run --name probe --network none {image} say whole && \
+             until rustiot container logs probe | grep -qx whole; do sleep 0.2; done; \
+             rustiot container remove --force probe"
+        ))
+    };
+    for image in names("rustiot container images --json", "/RepoTags/0")? {
+        run(&image)?;
+        machine.sh(&format!("rustiot container remove-image {image}"))?;
+    }
+    let left = machine
+        .sh("ls /data/engine/containers /data/engine/images; findmnt -rno TARGET | grep engine/c/ || true")?;
+    let debris =
+        |line: &&str| line.starts_with("layer-") || line.starts_with("image-") || line.starts_with("tmp-");
+    ensure!(!left.contains("/run/"), "a removed container's root is mounted: {left}");
+    ensure!(!left.lines().any(|line| debris(&line)), "removed images left files: {left}");
+    machine.sh(&format!("rustiot container load {ARCHIVE}"))?;
+    run(IMAGE)?;
     Ok(())
 }
 

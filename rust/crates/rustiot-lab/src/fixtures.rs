@@ -155,7 +155,14 @@ impl Fixtures {
             let overlay = Scratch::new(lab.context.cache(), ".overlay")?;
             for file in release.files {
                 match file {
-                    File::Built(path, source) => compile(lab, board, source, &overlay.path().join(path))?,
+                    File::Built(path, source) => {
+                        compile(
+                            lab,
+                            board,
+                            &lab.context.conf("bench").join(source),
+                            &overlay.path().join(path),
+                        )?;
+                    }
                     file => place(overlay.path(), file)?,
                 }
             }
@@ -338,16 +345,15 @@ fn make_parent(file: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))
 }
 
-/// Builds `source` of `conf/bench` for `board` at `to`.
-fn compile(lab: &Lab, board: &Board, source: &str, to: &Path) -> Result<()> {
+/// Builds a static program for `board` of the file `source` at `to`.
+pub(crate) fn compile(lab: &Lab, board: &Board, source: &Path, to: &Path) -> Result<()> {
     make_parent(to)?;
     let compiler = match board.arch {
         Arch::Amd64 => "gcc".to_owned(),
         foreign => format!("{}-gcc", foreign.multiarch()),
     };
-    let source = lab.context.conf("bench").join(source);
     let mut gcc = lab.toolbox.command(&compiler);
-    let output = gcc.args(["-Wall", "-Werror", "-Os", "-static", "-s", "-o"]).args([to, &source]).output();
+    let output = gcc.args(["-Wall", "-Werror", "-Os", "-static", "-s", "-o"]).args([to, source]).output();
     let output = output.with_context(|| format!("cannot run {compiler}"))?;
     ensure!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())

@@ -8,6 +8,7 @@
 #![expect(clippy::disallowed_methods, reason = "files of tests, where a lost one is made again")]
 
 pub mod bench;
+pub mod containers;
 mod ctx;
 pub mod cuts;
 mod device;

@@ -3,6 +3,7 @@
 
 mod access;
 mod console;
+mod containers;
 mod damage;
 mod firmware;
 mod hawkbit;
@@ -31,6 +32,7 @@ pub fn all() -> Vec<LabTest> {
         firmware::TESTS,
         damage::TESTS,
         updates::TESTS,
+        containers::TESTS,
         ota::TESTS,
         hawkbit::TESTS,
         offline::TESTS,

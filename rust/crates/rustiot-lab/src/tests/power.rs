@@ -1,4 +1,4 @@
-//! The power goes at any instant of an update or of a first boot, on a medium with a volatile write cache.
+//! The power goes at any instant of an update, of a first boot or of containers' lives, on a medium with a volatile write cache.
 
 use crate::ctx::Ctx;
 use crate::cuts::{Cut, Recording};
@@ -20,8 +20,18 @@ pub(super) const TESTS: &[LabTest] = &[
         tags: &[Tag::QuickOnFirst],
         run: a_first_boot_cut_at_each_step_finishes_at_the_next,
     },
+    LabTest {
+        name: "a_power_cut_leaves_no_torn_image_and_no_torn_container",
+        boards: &[],
+        promise: "Wherever in the lives of images, containers and volumes the power goes, whatever the engine shows then is whole, and all goes on without a person.",
+        tags: &[Tag::QuickOnFirst],
+        run: a_power_cut_leaves_no_torn_image_and_no_torn_container,
+    },
 ];
 
+/// Cuts of the containers' lives: of the full run and of the short one.
+const CUTS_OF_CONTAINERS: usize = 50;
+const CUTS_OF_CONTAINERS_OF_SHORT: usize = 3;
 /// Cuts of one run; `rustiot lab power-cut` makes as many as one likes.
 const CUTS: usize = 25;
 /// In the short run one of so many is followed until the device is healthy: services take up what the cut left. The
@@ -53,5 +63,14 @@ fn a_first_boot_cut_at_each_step_finishes_at_the_next(ctx: &mut Ctx) -> Result<(
     let cuts = recording.try_all(ctx, &instants, 1, 1, &|_, _| {});
     let bad: Vec<&Cut> = cuts.iter().filter(|cut| cut.problem.is_some()).collect();
     ensure!(bad.is_empty(), "{} of {steps} cuts: {bad:?}", bad.len());
+    Ok(())
+}
+
+fn a_power_cut_leaves_no_torn_image_and_no_torn_container(ctx: &mut Ctx) -> Result<()> {
+    let recording = Recording::of_containers(ctx)?;
+    let count = if ctx.short { CUTS_OF_CONTAINERS_OF_SHORT } else { CUTS_OF_CONTAINERS };
+    let cuts = recording.try_all(ctx, &recording.instants(count, SEED), 1, 1, &|_, _| {});
+    let bad: Vec<&Cut> = cuts.iter().filter(|cut| cut.problem.is_some()).collect();
+    ensure!(bad.is_empty(), "{} of {count} cuts: {bad:?}", bad.len());
     Ok(())
 }

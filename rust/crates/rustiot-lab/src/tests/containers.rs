@@ -1,0 +1,359 @@
+//! Containers on a device: driven by the stock client, held to their limits, kept over restarts and updates, and unable
+//! to hurt the system or each other.
+
+use super::update;
+use crate::containers::{Engine, IMAGE};
+use crate::ctx::Ctx;
+use crate::device::Device;
+use crate::fixtures::{A, B};
+use crate::runner::{LabTest, Tag};
+use anyhow::{Context as _, Result, ensure};
+use std::time::{Duration, Instant};
+use testbed::Machine;
+
+pub(super) const TESTS: &[LabTest] = &[
+    LabTest {
+        name: "a_hostile_container_hurts_neither_the_system_nor_its_neighbour",
+        boards: &[],
+        promise: "Whatever a container does with memory, processes, disk, log and processor, and whatever it tries to get out, the system answers, keeps its watchdog and a neighbouring container goes on.",
+        tags: &[Tag::QuickOnFirst],
+        run: a_hostile_container_hurts_neither_the_system_nor_its_neighbour,
+    },
+    LabTest {
+        name: "containers_and_their_data_outlive_an_update",
+        boards: &[],
+        promise: "After an update of the system, containers run again as their restart policy says, with their images and volumes.",
+        tags: &[Tag::QuickOnFirst],
+        run: containers_and_their_data_outlive_an_update,
+    },
+    LabTest {
+        name: "the_stock_docker_client_drives_the_engine",
+        boards: &[],
+        promise: "The stock Docker client at a workstation loads an image, runs, enters, reads and removes containers on the device.",
+        tags: &[Tag::QuickOnFirst],
+        run: the_stock_docker_client_drives_the_engine,
+    },
+    LabTest {
+        name: "a_container_gets_no_more_than_its_limits",
+        boards: &[],
+        promise: "A container that wants more memory, processes or processor than it was given gets no more, and alone ends by it.",
+        tags: &[Tag::QuickOnFirst],
+        run: a_container_gets_no_more_than_its_limits,
+    },
+    LabTest {
+        name: "containers_run_on_when_the_engine_dies",
+        boards: &[],
+        promise: "When the container engine is killed, containers run on, and the next engine has them again.",
+        tags: &[Tag::QuickOnFirst],
+        run: containers_run_on_when_the_engine_dies,
+    },
+];
+
+/// How long something of a container may take to come about, emulated.
+const SOON: Duration = Duration::from_secs(120);
+/// The control groups of containers, by their ids.
+const GROUPS: &str = "/sys/fs/cgroup/rustiot.slice/rustiot-apps.slice/rustiot-apps.service";
+/// What an idle engine may have of memory, and the process beside each container: KiB of PSS.
+const ENGINE_PSS: u64 = 10 << 10;
+const SHIM_PSS: u64 = 1 << 10;
+
+fn the_stock_docker_client_drives_the_engine(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let engine = Engine::with_image(ctx, &machine)?;
+    let versions = engine.ok(&["version", "--format", "{{.Server.APIVersion}} {{.Server.Os}}"])?;
+    ensure!(versions.ends_with(" linux"), "version: {versions}");
+    ensure!(engine.ok(&["images", "--format", "{{.Repository}}:{{.Tag}}"])? == IMAGE, "images");
+    let run = |mode: &[&str]| engine.docker(&[&["run", "--rm", "--network", "none", IMAGE], mode].concat());
+    ensure!(run(&["say", "hello"])?.stdout == "hello\n", "run --rm");
+    ensure!(run(&["end", "7"])?.status == 7, "the exit code of run --rm");
+
+    engine.start("one", &["-v", "store:/v", "-e", "KEY=value"], &["idle"])?;
+    engine.wait_log("one", "begun", SOON)?;
+    ensure!(engine.ok(&["ps", "--format", "{{.Names}} {{.Image}}"])? == format!("one {IMAGE}"), "ps");
+    ensure!(engine.ok(&["exec", "one", "/app", "say", "inside"])? == "inside", "exec");
+    engine.ok(&["exec", "one", "/app", "keep", "/v/file", "kept"])?;
+    ensure!(engine.ok(&["exec", "one", "/app", "show", "/v/file"])? == "kept", "a volume");
+    ensure!(engine.ok(&["top", "one"])?.contains("/app idle"), "top");
+    let copy = ctx.dir().join("copied");
+    engine.ok(&["cp", "one:/v/file", &copy.to_string_lossy()])?;
+    ensure!(std::fs::read(&copy).context("cp copied nothing")? == b"kept", "cp out");
+    engine.ok(&["cp", &copy.to_string_lossy(), "one:/tmp/back"])?;
+    ensure!(engine.ok(&["exec", "one", "/app", "show", "/tmp/back"])? == "kept", "cp in");
+    let stats = engine.ok(&["stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}} {{.MemUsage}}"])?;
+    ensure!(stats.starts_with("one 1 ") && !stats.contains(" 0B /"), "stats: {stats}");
+
+    let pss = |pid: &str| -> Result<u64> {
+        let read = format!("awk '/^Pss:/ {{ print $2 }}' /proc/$({pid})/smaps_rollup");
+        machine.sh(&read)?.parse().context("no PSS")
+    };
+    let engine_pss = pss("systemctl show -P MainPID rustiot-engine.service")?;
+    let shim_pss = pss(&format!("head -1 {GROUPS}/shims/cgroup.procs"))?;
+    ctx.figures.note("engine_pss_kib", engine_pss);
+    ctx.figures.note("shim_pss_kib", shim_pss);
+    ensure!(engine_pss <= ENGINE_PSS, "the engine has {engine_pss} KiB of memory, more than {ENGINE_PSS}");
+    ensure!(shim_pss <= SHIM_PSS, "a shim has {shim_pss} KiB of memory, more than {SHIM_PSS}");
+
+    engine.ok(&["stop", "one"])?;
+    ensure!(engine.inspect(".State.ExitCode", "one")? == "3", "stop");
+    engine.ok(&["rm", "one"])?;
+    engine.ok(&["volume", "rm", "store"])?;
+    engine.ok(&["rmi", IMAGE])?;
+    ensure!(
+        engine.ok(&["system", "df", "--format", "{{.TotalCount}}"])? == "0\n0\n0\n0",
+        "something is left"
+    );
+
+    // The device's own command line says the same things.
+    let archive = crate::containers::image(ctx)?;
+    machine.put("/data/app.tar", &std::fs::read(archive).context("cannot read the image")?, SOON)?;
+    machine.sh("rustiot container load /data/app.tar && rm /data/app.tar")?;
+    machine.sh(&format!("rustiot container run --name two --network none --volume store:/v {IMAGE} idle"))?;
+    let list = machine.sh("rustiot container list")?;
+    ensure!(list.lines().count() == 2 && list.contains("two "), "container list: {list}");
+    engine.wait_log("two", "begun", SOON)?;
+    ensure!(machine.sh("rustiot container logs two")? == "begun", "container logs");
+    machine.sh("rustiot container stop two && rustiot container remove two")?;
+    ensure!(machine.sh("rustiot container list --all --json")? == "[]", "container remove");
+    ensure!(machine.run("rustiot container stop two", SOON)?.status == 1, "a container that is not there");
+    nothing_failed(&machine)
+}
+
+fn a_container_gets_no_more_than_its_limits(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let engine = Engine::with_image(ctx, &machine)?;
+    engine.start("neighbour", &["-v", "beat:/v"], &["beat", "/v/beat"])?;
+    let group = |name: &str| -> Result<String> { Ok(format!("{GROUPS}/{}", engine.inspect(".Id", name)?)) };
+
+    engine.start("hog", &["--memory", "32m", "--memory-swap", "32m"], &["hog"])?;
+    engine.wait_for("hog", ".State.Status", "exited", SOON)?;
+    ensure!(engine.inspect(".State.OOMKilled", "hog")? == "true", "hog: not for want of memory");
+    ensure!(engine.inspect(".State.ExitCode", "hog")? == "137", "hog: exit code");
+    let log = engine.ok(&["logs", "hog"])?;
+    ensure!(!log.contains("48 MiB"), "32 MiB were not the end: {log}");
+
+    engine.start("bomb", &["--pids-limit", "20"], &["bomb"])?;
+    engine.wait_log("bomb", "refused: Resource temporarily unavailable", SOON)?;
+    let pids: u64 = machine.sh(&format!("cat {}/pids.peak", group("bomb")?))?.parse().context("pids.peak")?;
+    ensure!(pids <= 20, "{pids} processes");
+    engine.ok(&["rm", "-f", "bomb"])?;
+
+    engine.start("spinner", &["--cpus", "0.2"], &["spin", "2"])?;
+    // The share of one processor over five seconds, of the kernel's own counters.
+    let used = machine.sh(&format!(
+        "cd {} && u() {{ awk '/^usage_usec/ {{ print $2 }}' cpu.stat; }}; n() {{ awk '{{ print $1 }}' /proc/uptime; }}; \
+         a=$(u); s=$(n); sleep 5; b=$(u); e=$(n); echo $a $b $s $e | awk '{{ printf \"%d\", ($2-$1)/($4-$3)/10000 }}'",
+        group("spinner")?
+    ))?;
+    let percent: u64 = used.parse().with_context(|| format!("no share: {used}"))?;
+    ctx.figures.note("percent_of_a_processor_with_cpus_0_2", percent);
+    ensure!(percent <= 25, "{percent} % of a processor instead of 20");
+    engine.ok(&["rm", "-f", "spinner"])?;
+
+    ensure!(engine.inspect(".State.Running", "neighbour")? == "true", "the neighbour ended");
+    ensure!(engine.inspect(".RestartCount", "neighbour")? == "0", "the neighbour was started again");
+    nothing_failed(&machine)
+}
+
+fn containers_run_on_when_the_engine_dies(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let engine = Engine::with_image(ctx, &machine)?;
+    engine.start("stays", &["-v", "beat:/v"], &["beat", "/v/beat"])?;
+    engine.start("ends", &[], &["idle"])?;
+    engine.wait_log("stays", "late", SOON)?;
+    let before = engine.inspect(".State.Pid", "stays")?;
+    // While no engine is there, one container ends.
+    let ends = engine.inspect(".State.Pid", "ends")?;
+    let pid = "systemctl show -P MainPID rustiot-engine.service";
+    machine.sh(&format!("kill -KILL $({pid}) && kill -TERM {ends}"))?;
+    // The client's call waits at the socket, which is systemd's, until there is an engine again.
+    ensure!(engine.inspect(".State.Pid", "stays")? == before, "the container is another one");
+    ensure!(engine.ok(&["exec", "stays", "/app", "say", "inside"])? == "inside", "exec");
+    engine.wait_for("ends", ".State.Status", "exited", SOON)?;
+    ensure!(engine.inspect(".State.ExitCode", "ends")? == "3", "the exit code was lost");
+    // An orderly restart, as a new version of the engine brings it.
+    machine.sh("systemctl restart rustiot-engine.service")?;
+    ensure!(engine.inspect(".State.Pid", "stays")? == before, "the container is another one");
+    engine.ok(&["stop", "stays"])?;
+    ensure!(engine.inspect(".State.ExitCode", "stays")? == "3", "stop");
+    nothing_failed(&machine)
+}
+
+fn containers_and_their_data_outlive_an_update(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let server = ctx.serve(&[&A, &B])?;
+    let engine = Engine::with_image(ctx, &machine)?;
+    engine.start("always", &["--restart", "always", "-v", "store:/v"], &["idle"])?;
+    engine.start("stopped", &["--restart", "unless-stopped"], &["idle"])?;
+    engine.start("once", &[], &["idle"])?;
+    engine.ok(&["exec", "always", "/app", "keep", "/v/file", "kept"])?;
+    engine.ok(&["exec", "always", "/app", "keep", "/tmp/own", "own"])?;
+    engine.ok(&["stop", "stopped"])?;
+    drop(engine);
+    update(&machine, &server, &B)?;
+    let engine = Engine::of(ctx, &machine)?;
+    engine.wait_for("always", ".State.Running", "true", SOON)?;
+    ensure!(engine.ok(&["exec", "always", "/app", "show", "/v/file"])? == "kept", "the volume");
+    ensure!(
+        engine.ok(&["exec", "always", "/app", "show", "/tmp/own"])? == "own",
+        "the container's own files"
+    );
+    for name in ["stopped", "once"] {
+        ensure!(engine.inspect(".State.Running", name)? == "false", "{name} was started");
+    }
+    // The shutdown asked it to end and waited: it is not taken for killed.
+    ensure!(engine.inspect(".State.ExitCode", "once")? == "3", "the shutdown killed a container");
+    ensure!(engine.ok(&["run", "--rm", "--network", "none", IMAGE, "say", "new"])? == "new", "the image");
+    nothing_failed(&machine)
+}
+
+/// One attack: what it is called, options, the program's mode, and how long it goes on.
+struct Attack {
+    name: &'static str,
+    options: &'static [&'static str],
+    mode: &'static [&'static str],
+}
+
+/// Without limits of their own: what holds them is what holds for all containers.
+const ATTACKS: [Attack; 7] = [
+    Attack { name: "memory", options: &["--restart", "always"], mode: &["hog"] },
+    Attack { name: "processes", options: &[], mode: &["bomb"] },
+    Attack { name: "disk", options: &[], mode: &["fill", "/tmp/large"] },
+    Attack { name: "log", options: &[], mode: &["flood"] },
+    Attack { name: "processor", options: &[], mode: &["spin", "8"] },
+    Attack { name: "crashes", options: &["--restart", "always"], mode: &["end", "1"] },
+    Attack { name: "kernel_log", options: &[], mode: &["faults"] },
+];
+/// How long each of them goes on.
+const UNDER_ATTACK: Duration = Duration::from_secs(20);
+/// How long a command on the device, and a call of the engine, may take meanwhile, emulated.
+const ANSWERS: Duration = Duration::from_secs(30);
+/// How late a step of the neighbour may be, milliseconds, emulated.
+const LATE: u64 = 10_000;
+/// More than a container may keep of its log on the medium: three files of 4 MiB, and what is being written.
+const LOG_BYTES: u64 = 13 << 20;
+
+fn a_hostile_container_hurts_neither_the_system_nor_its_neighbour(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let engine = Engine::with_image(ctx, &machine)?;
+    let before = machine.boot()?;
+    engine.start("neighbour", &["-v", "beat:/v"], &["beat", "/v/beat"])?;
+    engine.wait_log("neighbour", "late", SOON)?;
+
+    let (mut slowest, mut latest) = (Duration::ZERO, 0);
+    for attack in &ATTACKS {
+        let name = attack.name;
+        let since = machine.sh("date +%s")?;
+        engine.start(name, attack.options, attack.mode)?;
+        let began = Instant::now();
+        while began.elapsed() < UNDER_ATTACK {
+            let asked = Instant::now();
+            machine
+                .sh("rustiot status > /dev/null && systemctl is-active --quiet rustiot-watchdog.service")?;
+            let answered = asked.elapsed();
+            engine.ok(&["exec", "neighbour", "/app", "say", "here"])?;
+            let entered = asked.elapsed().saturating_sub(answered);
+            slowest = slowest.max(answered).max(entered);
+            ensure!(answered < ANSWERS, "{name}: a command on the device took {answered:?}");
+            ensure!(entered < ANSWERS, "{name}: a call of the engine took {entered:?}");
+        }
+        if name == "log" {
+            let id = engine.inspect(".Id", name)?;
+            let kept = machine.sh(&format!("cat /data/engine/containers/{id}/container.log* | wc -c"))?;
+            ensure!(kept.parse::<u64>()? <= LOG_BYTES, "{kept} bytes of log are kept");
+        }
+        if name == "crashes" {
+            let count: u64 = engine.inspect(".RestartCount", name)?.parse()?;
+            ensure!((1..20).contains(&count), "started {count} times: no backoff, or no restart");
+        }
+        engine.ok(&["rm", "-f", name])?;
+        let log = engine.ok(&["logs", "--since", &since, "neighbour"])?;
+        let late = log.lines().filter_map(|l| l.strip_prefix("late ")?.parse::<u64>().ok()).max();
+        let late = late.with_context(|| format!("{name}: the neighbour said nothing: {log}"))?;
+        latest = latest.max(late);
+        ensure!(late < LATE, "{name}: the neighbour was {late} ms late");
+        if name == "disk" {
+            // Room is for all; whoever fills the medium takes it from the others. The system's own state is elsewhere.
+            machine.sh("touch /state/written && rm /state/written")?;
+        } else {
+            ensure!(!log.contains("cannot write"), "{name}: the neighbour cannot write: {log}");
+        }
+        let marker = format!("after-{name}");
+        machine.sh(&format!(
+            "echo {marker} | systemd-cat -t rustiot-test; journalctl -q --sync; \
+             journalctl -q -t rustiot-test | grep -q {marker}"
+        ))?;
+    }
+    ctx.figures.note("slowest_answer_ms", u64::try_from(slowest.as_millis()).unwrap_or(u64::MAX));
+    ctx.figures.note("neighbour_late_ms", latest);
+
+    escapes(&engine)?;
+    races(ctx, &machine, &engine)?;
+
+    ensure!(engine.inspect(".State.Running", "neighbour")? == "true", "the neighbour ended");
+    ensure!(engine.inspect(".RestartCount", "neighbour")? == "0", "the neighbour was started again");
+    let log = engine.ok(&["logs", "--tail", "2", "neighbour"])?;
+    ensure!(!log.contains("cannot write"), "the neighbour still cannot write: {log}");
+    ensure!(machine.boot()?.boot_id == before.boot_id, "the device restarted");
+    let key = ctx.lab.ssh_key()?.private;
+    ensure!(machine.ssh(&key, "true")?.ok(), "ssh does not answer");
+    nothing_failed(&machine)
+}
+
+/// Whatever a container may do without having been given more, it does not get out.
+fn escapes(engine: &Engine) -> Result<()> {
+    // With the host's processes in sight there is more to try.
+    let all: [&[&str]; 3] = [&[], &["--user", "1000:1000"], &["--pid", "host"]];
+    for options in all {
+        let run = [&["run", "--rm", "--network", "none"], options, &[IMAGE, "escape"]].concat();
+        let output = engine.docker(&run)?;
+        let tried = output.stdout.lines().filter(|line| line.contains(": refused: ")).count();
+        ensure!(output.ok() && tried > 30, "escape as {options:?}: {}{}", output.stdout, output.stderr);
+    }
+    Ok(())
+}
+
+/// Names that change while the engine copies: a directory that is a link at the next instant.
+fn races(ctx: &Ctx, machine: &Machine, engine: &Engine) -> Result<()> {
+    machine.sh("mkdir -p /data/owner && echo secret > /data/owner/secret")?;
+    engine.start("racer", &["-v", "race:/v"], &["race", "/v", "/data/owner"])?;
+    engine.wait_log("racer", "begun", SOON)?;
+    let file = ctx.dir().join("planted");
+    std::fs::write(&file, "planted").context("cannot write a file")?;
+    for _ in 0..8 {
+        // Both may fail: what is there changes all the time.
+        engine.docker(&["cp", &file.to_string_lossy(), "racer:/v/a/planted"])?;
+        let got = ctx.dir().join("got");
+        let _ = std::fs::remove_file(&got);
+        engine.docker(&["cp", "racer:/v/a/secret", &got.to_string_lossy()])?;
+        ensure!(!got.exists(), "a file of the host was copied out");
+    }
+    let there = machine.sh("ls /data/owner && cat /data/owner/secret")?;
+    ensure!(there == "secret\nsecret", "the host's directory was written to: {there}");
+    // A volume whose place is a link in the image's root, or in another volume, stays inside.
+    engine.ok(&["rm", "-f", "racer"])?;
+    engine.ok(&[
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "-v",
+        "race:/v",
+        "-v",
+        "inner:/v/b/x",
+        IMAGE,
+        "say",
+        "in",
+    ])?;
+    ensure!(machine.sh("ls /data/owner")? == "secret", "a mount was made in the host's directory");
+    Ok(())
+}
+
+/// No unit failed, the hardware watchdog never fired, the device is healthy.
+fn nothing_failed(machine: &Machine) -> Result<()> {
+    let failed = machine.sh("systemctl list-units --state=failed --no-legend --plain")?;
+    ensure!(failed.is_empty(), "failed units: {failed}");
+    ensure!(machine.watchdog_resets() == 0, "the watchdog fired {} times", machine.watchdog_resets());
+    let health = machine.sh("rustiot health")?;
+    machine.sh("systemctl is-active --quiet boot-complete.target").context(health)?;
+    Ok(())
+}
