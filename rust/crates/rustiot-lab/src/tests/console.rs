@@ -25,9 +25,16 @@ pub(super) const TESTS: &[LabTest] = &[
     LabTest {
         name: "run_detach_keeps_a_machine_until_it_is_stopped",
         boards: &[],
-        promise: "`rustiot run --detach --json` names a healthy machine and how to log in, and forwards its container engine; `ps` lists it, `stop` ends it.",
+        promise: "`rustiot run --detach --json` names a healthy machine and how to log in; `ps` lists it, `stop` ends it.",
         tags: &[Tag::QuickOnFirst],
         run: run_detach_keeps_a_machine_until_it_is_stopped,
+    },
+    LabTest {
+        name: "run_detach_forwards_the_container_engine",
+        boards: &[],
+        promise: "With `--engine-socket` the stock Docker client at the workstation reaches the machine's engine, until the machine is stopped.",
+        tags: &[],
+        run: run_detach_forwards_the_container_engine,
     },
     LabTest {
         name: "run_check_tells_a_script_what_it_asks_for",
@@ -74,10 +81,7 @@ fn run_ends_at_a_root_console_and_leaves_nothing_behind(ctx: &mut Ctx) -> Result
 
 fn run_detach_keeps_a_machine_until_it_is_stopped(ctx: &mut Ctx) -> Result<()> {
     ctx.fixtures.healthy(ctx.lab, ctx.board)?;
-    let socket = ctx.dir().join("engine.sock");
-    let forwarded = ["--engine-socket", &socket.to_string_lossy()];
-    let run = [&["run", "--board", &ctx.board.name, "--detach", "--json"], &forwarded[..]].concat();
-    let told = json(&command(ctx, &run)?)?;
+    let told = json(&command(ctx, &["run", "--board", &ctx.board.name, "--detach", "--json"])?)?;
     let text = |key: &str| told.get(key).and_then(Value::as_str).map(str::to_owned).context(key.to_owned());
     let name = text("name")?;
     let kept = (|| {
@@ -89,14 +93,26 @@ fn run_detach_keeps_a_machine_until_it_is_stopped(ctx: &mut Ctx) -> Result<()> {
         let run = run.context("cannot run ssh")?;
         ensure!(run.status.success(), "cannot log in: {}", String::from_utf8_lossy(&run.stderr));
         ensure!(listed(ctx, &name)?, "`ps` does not list {name}");
-        let seen = docker(&ctx.lab.tools(), &socket, &["version", "--format", "{{.Server.Os}}"])?;
-        ensure!(seen.ok() && seen.stdout == "linux\n", "docker: {}{}", seen.stdout, seen.stderr);
         Ok(())
     })();
     let stopped = command(ctx, &["stop", &name]);
     kept?;
     stopped?;
     ensure!(!listed(ctx, &name)?, "`ps` still lists {name}");
+    Ok(())
+}
+
+fn run_detach_forwards_the_container_engine(ctx: &mut Ctx) -> Result<()> {
+    ctx.fixtures.healthy(ctx.lab, ctx.board)?;
+    let socket = ctx.dir().join("engine.sock");
+    let forwarded = ["--engine-socket", &socket.to_string_lossy()];
+    let run = [&["run", "--board", &ctx.board.name, "--detach", "--json"], &forwarded[..]].concat();
+    let told = json(&command(ctx, &run)?)?;
+    let name = told.get("name").and_then(Value::as_str).context("no name")?.to_owned();
+    let seen = docker(&ctx.lab.tools(), &socket, &["version", "--format", "{{.Server.Os}}"]);
+    command(ctx, &["stop", &name])?;
+    let seen = seen?;
+    ensure!(seen.ok() && seen.stdout == "linux\n", "docker: {}{}", seen.stdout, seen.stderr);
     ensure!(!socket.exists(), "the forwarded socket was left");
     Ok(())
 }

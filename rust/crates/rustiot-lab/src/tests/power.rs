@@ -24,7 +24,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "a_power_cut_leaves_no_torn_image_and_no_torn_container",
         boards: &[],
         promise: "Wherever in the lives of images, containers and volumes the power goes, whatever the engine shows then is whole, and all goes on without a person.",
-        tags: &[Tag::QuickOnFirst],
+        tags: &[],
         run: a_power_cut_leaves_no_torn_image_and_no_torn_container,
     },
 ];
