@@ -6,7 +6,7 @@ use crate::containers::{Engine, IMAGE};
 use crate::ctx::Ctx;
 use crate::device::Device;
 use crate::fixtures::{A, B};
-use crate::runner::LabTest;
+use crate::runner::{LabTest, Tag};
 use anyhow::{Context as _, Result, ensure};
 use std::time::{Duration, Instant};
 use testbed::Machine;
@@ -16,7 +16,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "a_hostile_container_hurts_neither_the_system_nor_its_neighbour",
         boards: &[],
         promise: "Whatever a container does with memory, processes, disk, log and processor, and whatever it tries to get out, the system answers, keeps its watchdog and a neighbouring container goes on.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: a_hostile_container_hurts_neither_the_system_nor_its_neighbour,
     },
     LabTest {
@@ -30,21 +30,21 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "the_stock_docker_client_drives_the_engine",
         boards: &[],
         promise: "The stock Docker client at a workstation loads an image, runs, enters, reads and removes containers on the device.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: the_stock_docker_client_drives_the_engine,
     },
     LabTest {
         name: "a_container_gets_no_more_than_its_limits",
         boards: &[],
         promise: "A container that wants more memory, processes or processor than it was given gets no more, and alone ends by it.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: a_container_gets_no_more_than_its_limits,
     },
     LabTest {
         name: "containers_run_on_when_the_engine_dies",
         boards: &[],
         promise: "When the container engine is killed, containers run on, and the next engine has them again.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: containers_run_on_when_the_engine_dies,
     },
 ];
