@@ -23,7 +23,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "containers_and_their_data_outlive_an_update",
         boards: &[],
         promise: "After an update of the system, containers run again as their restart policy says, with their images and volumes.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: containers_and_their_data_outlive_an_update,
     },
     LabTest {
