@@ -33,7 +33,7 @@ pub(super) const TESTS: &[LabTest] = &[
         name: "run_detach_forwards_the_container_engine",
         boards: &[],
         promise: "With `--engine-socket` the stock Docker client at the workstation reaches the machine's engine, until the machine is stopped.",
-        tags: &[],
+        tags: &[Tag::QuickOnFirst],
         run: run_detach_forwards_the_container_engine,
     },
     LabTest {
