@@ -380,14 +380,16 @@ fn containers_are_whole(machine: &Machine, _: &BootInfo, _: &str) -> Result<()> 
         run(&image)?;
         machine.sh(&format!("rustiot container remove-image {image}"))?;
     }
+    // Layers of a load that was cut off are kept for the next one until an image is removed (docs/contracts/images.md).
+    machine.sh(&format!("rustiot container load {ARCHIVE}"))?;
+    run(IMAGE)?;
+    machine.sh(&format!("rustiot container remove-image {IMAGE}"))?;
     let left = machine
         .sh("ls /data/engine/containers /data/engine/images; findmnt -rno TARGET | grep engine/c/ || true")?;
     let debris =
         |line: &&str| line.starts_with("layer-") || line.starts_with("image-") || line.starts_with("tmp-");
     ensure!(!left.contains("/run/"), "a removed container's root is mounted: {left}");
     ensure!(!left.lines().any(|line| debris(&line)), "removed images left files: {left}");
-    machine.sh(&format!("rustiot container load {ARCHIVE}"))?;
-    run(IMAGE)?;
     Ok(())
 }
 
