@@ -262,8 +262,8 @@ fn entry(history: &Value, id: &str) -> Option<Value> {
 /// How it stands with a transaction.
 enum Stand {
     Ended(Value),
-    /// It waits for somebody; the device's phase and message.
-    Rests(String, String),
+    /// It waits for somebody; the device's phase and message, and whether the device says that it is somebody.
+    Rests(String, String, bool),
     /// The connection is gone, or goes.
     Gone,
     Runs,
@@ -277,12 +277,19 @@ fn look(link: &Link<'_>, id: &str, teller: &mut Teller) -> Result<Stand, Fail> {
     teller.tell(&line(&status, teller.terminal));
     let phase = text(&status, "/phase");
     Ok(match phase {
-        "available" | "downloaded" | "installed" | "activated" => {
-            Stand::Rests(phase.to_owned(), text(&status, "/message").to_owned())
-        }
+        "available" | "downloaded" | "installed" | "activated" => rests(&status),
         "rebooting" => Stand::Gone,
         _ => Stand::Runs,
     })
+}
+
+/// A device that waits. What waits for a window, a time, power or applications goes on by itself.
+fn rests(status: &Value) -> Stand {
+    let (phase, message) = (text(status, "/phase").to_owned(), text(status, "/message").to_owned());
+    match text(status, "/waits") {
+        "conditions" | "applications" => Stand::Runs,
+        waits => Stand::Rests(phase, message, waits == "person"),
+    }
 }
 
 /// Begins it, or takes up what an earlier run began. The transaction's id.
@@ -365,7 +372,7 @@ pub fn run(args: &PushOs) -> Done {
         };
         match stand {
             Stand::Ended(entry) => break Ok(entry),
-            Stand::Rests(phase, message) => break Err((phase, message)),
+            Stand::Rests(phase, message, person) => break Err(Rest { phase, message, person }),
             Stand::Gone => {
                 drop(link.take());
                 teller.tell("waiting for the device to come back");
@@ -387,7 +394,10 @@ pub fn run(args: &PushOs) -> Done {
             }
             Stand::Runs if began.elapsed() > deadline => {
                 teller.end();
-                let text = format!("not done within {} min; run it again to go on", args.timeout);
+                let text = format!(
+                    "not done within {} min ({}); the device goes on by itself: run this again to see how it ends",
+                    args.timeout, teller.last
+                );
                 return Err(Fail::from(anyhow!(text)));
             }
             Stand::Runs => std::thread::sleep(LOOK_EVERY),
@@ -397,17 +407,24 @@ pub fn run(args: &PushOs) -> Done {
     report(args, &id, &from, server.bytes(), began.elapsed(), ended)
 }
 
+/// Where a device waits, and whether for a person.
+struct Rest {
+    phase: String,
+    message: String,
+    person: bool,
+}
+
 fn report(
     args: &PushOs,
     id: &str,
     from: &str,
     served: u64,
     took: Duration,
-    ended: Result<Value, (String, String)>,
+    ended: Result<Value, Rest>,
 ) -> Done {
     let (result, entry) = match &ended {
         Ok(entry) => (text(entry, "/result").to_owned(), entry.clone()),
-        Err((phase, _)) => (phase.clone(), Value::Null),
+        Err(rest) => (rest.phase.clone(), Value::Null),
     };
     if args.json.json {
         let report = json!({
@@ -439,7 +456,11 @@ fn report(
             };
             Err(Fail::new(why(crate::push_os::text(&entry, "/why/kind")), anyhow!(text)))
         }
-        Err((phase, message)) => {
+        // Nobody asked for it to stop there: it is not done, and will not be before somebody does something.
+        Err(Rest { phase, message, person: true }) if args.hold.is_none() => {
+            Err(Fail::refused(format!("{} is not done: {phase}: {message}", args.device)))
+        }
+        Err(Rest { phase, message, .. }) => {
             if !args.json.json {
                 println!("{}: {phase}: {message}", args.device);
             }
@@ -548,6 +569,23 @@ mod tests {
             Why::Refused
         );
         told(json!({"result": "committed"})).unwrap();
+    }
+
+    #[test]
+    fn what_goes_on_by_itself_is_waited_for_and_what_waits_for_a_person_is_not_done() {
+        let status = |waits: &str| json!({"phase": "installed", "message": "m", "waits": waits});
+        for waits in ["applications", "conditions"] {
+            assert!(matches!(rests(&status(waits)), Stand::Runs), "{waits}");
+        }
+        // A device of before says nothing of it.
+        assert!(matches!(rests(&json!({"phase": "activated"})), Stand::Rests(_, _, false)));
+        let Stand::Rests(phase, message, person) = rests(&status("person")) else { panic!() };
+        let rest = || Rest { phase: phase.clone(), message: message.clone(), person };
+        let told = |words: &[&str]| report(&args(words), "b", "1.0.0", 9, Duration::ZERO, Err(rest()));
+        let fail = told(&["d", "--json"]).unwrap_err();
+        assert_eq!(fail.why(), Why::Refused);
+        assert!(fail.to_string().contains("not done: installed: m"), "{fail}");
+        told(&["d", "--json", "--hold", "activate"]).unwrap();
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub use resolve::{Good, LastGood, Origin, Outcome, fuzz, resolve};
 pub use settings::{
     EFFECTIVE, HawkbitConsent, HawkbitSettings, HawkbitSoft, HealthSettings, Ipv6, LoadError, LogSettings,
     NetworkCheck, NetworkKind, NetworkSettings, ProxySettings, Settings, SshSettings, TimeSettings,
-    UpdateDownload, UpdatePolicy, UpdateReboot, UpdateSettings, WatchdogSettings,
+    UpdateDownload, UpdateOnBattery, UpdatePolicy, UpdateReboot, UpdateSettings, WatchdogSettings,
 };
 
 /// The largest configuration file that is read, in bytes.

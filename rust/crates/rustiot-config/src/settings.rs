@@ -195,6 +195,8 @@ pub struct UpdateSettings {
     pub metered: bool,
     /// Largest download that the device starts by itself on a metered link.
     pub metered_limit: Size,
+    /// What the device does by itself while it runs on a battery.
+    pub on_battery: UpdateOnBattery,
     /// For so long can applications put off the restart into an installed release.
     pub max_deferral: Duration,
     /// Most room on the data partition for downloads. What does not fit goes straight to the other slot; 0: all of it.
@@ -222,6 +224,7 @@ impl Default for UpdateSettings {
             rate_limit: None,
             metered: false,
             metered_limit: Size::mib(20),
+            on_battery: UpdateOnBattery::GoOn,
             max_deferral: Duration::secs(86_400),
             cache: Size::mib(512),
             media: true,
@@ -347,6 +350,17 @@ pub enum UpdateDownload {
     Anytime,
     /// While one of `windows` is open.
     Window,
+}
+
+/// What the device does by itself while it runs on a battery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(any(test, feature = "schema"), derive(JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOnBattery {
+    /// The same as always: an update survives a power cut.
+    GoOn,
+    /// It begins no install and no restart before there is external power.
+    Wait,
 }
 
 /// How much room logs may take.

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use rustiot_update::{Failure, Kind, Outcome};
+use rustiot_update::{Failure, Kind, Outcome, Plan, Transaction};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -201,10 +201,10 @@ async fn update(update: Update, files: &Files, as_json: bool) -> Result<Answer, 
             let check = Client::system().await?.check().await?;
             Ok(Answer::new(show::check(&check), &check))
         }
-        Update::Plan => {
+        Update::Plan { details } => {
             let status = files.update().ok_or_else(silent)?;
             match &status.plan {
-                Some(plan) => Ok(Answer::new(show::plan(plan, status.transaction.as_ref()), plan)),
+                Some(plan) => plan_answer(plan, status.transaction.as_ref(), details).await,
                 None => Err(Failure::new(
                     Kind::NothingNew,
                     status.check.as_ref().map_or("there is no plan", |check| check.message.as_str()),
@@ -272,6 +272,26 @@ async fn update(update: Update, files: &Files, as_json: bool) -> Result<Answer, 
             Ok(Answer::new(show::history(&history), &history))
         }
     }
+}
+
+async fn plan_answer(plan: &Plan, tx: Option<&Transaction>, details: bool) -> Result<Answer, Failure> {
+    let text = show::plan(plan, tx);
+    if !details {
+        return Ok(Answer::new(text, plan));
+    }
+    let file = plan.details.as_ref().ok_or_else(|| {
+        Failure::new(Kind::NotFound, "the publisher says nothing about what is in this release")
+            .hint("a list is published with a bundle that has NAME.spdx.json beside it")
+    })?;
+    let details = rustiot_update::details(file).await?;
+    let from = plan.from.as_ref().and_then(|from| from.parse().ok());
+    let difference = from.as_ref().and_then(|from| details.since(from));
+    let mut json = serde_json::to_value(plan).unwrap_or_default();
+    if let Some(object) = json.as_object_mut() {
+        object.insert("contents".into(), json!({ "packages": details.packages, "difference": difference }));
+    }
+    let text = text + &show::contents(details.packages.len(), plan.from.as_deref(), difference);
+    Ok(Answer { text, json, code: 0 })
 }
 
 fn silent() -> Failure {

@@ -7,8 +7,8 @@ use rustiot_config::Severity;
 use rustiot_health::{Status as Health, check::Verdict};
 use rustiot_slots::{Phase, SlotState, Status as Slots};
 use rustiot_update::{
-    Check, Hawkbit, HistoryEntry, Outcome, Plan, PolicyNow, Progress, Status as Update, Transaction,
-    Transfer, Why,
+    Check, Difference, Hawkbit, HistoryEntry, Outcome, Plan, PolicyNow, Progress, Status as Update,
+    Transaction, Transfer, Why,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -453,9 +453,49 @@ pub fn plan(plan: &Plan, tx: Option<&Transaction>) -> String {
     if let Some(wave) = &plan.wave {
         write(&mut out, format_args!("  wave         {wave}\n"));
     }
+    if let Some(details) = &plan.details {
+        write(
+            &mut out,
+            format_args!("  packages     `--details` fetches the list: {}\n", bytes(details.len)),
+        );
+    }
     for line in plan.notes.lines().take(40) {
-        let line: String = line.chars().filter(|c| !c.is_control()).collect();
-        write(&mut out, format_args!("  | {line}\n"));
+        write(&mut out, format_args!("  | {}\n", printable(line)));
+    }
+    out
+}
+
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// What `rustiot update plan --details` adds.
+pub fn contents(packages: usize, from: Option<&str>, difference: Option<&Difference>) -> String {
+    let from = from.unwrap_or("what runs");
+    let Some(difference) = difference else {
+        return format!("  contents     {packages} packages; no difference to {from} was published\n");
+    };
+    let (changed, added, removed) = (&difference.changed, &difference.added, &difference.removed);
+    let mut out = format!(
+        "  contents     {packages} packages; since {from}: {} changed, {} came, {} went\n",
+        changed.len(),
+        added.len(),
+        removed.len()
+    );
+    for change in changed {
+        let [name, from, to] = [&change.name, &change.from, &change.to].map(|text| printable(text));
+        write(&mut out, format_args!("    {name} {from} → {to}\n"));
+    }
+    for (sign, list) in [('+', added), ('-', removed)] {
+        for package in list {
+            write(
+                &mut out,
+                format_args!("  {sign} {} {}\n", printable(&package.name), printable(&package.version)),
+            );
+        }
+    }
+    if difference.more > 0 {
+        write(&mut out, format_args!("    and {} more\n", difference.more));
     }
     out
 }
@@ -474,6 +514,9 @@ pub fn policy(p: &PolicyNow) -> String {
     }
     if p.metered {
         write(&mut out, format_args!("  metered      large downloads wait for a person\n"));
+    }
+    if p.on_battery {
+        write(&mut out, format_args!("  power        on its battery\n"));
     }
     if let Some(rate) = p.rate_limit {
         write(&mut out, format_args!("  rate         at most {}/s\n", bytes(rate)));

@@ -8,6 +8,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod details;
 mod digest;
 pub mod index;
 pub mod plan;

@@ -152,6 +152,10 @@ impl Machine for Host {
         crate::veto::vetoes(Path::new(VETOES))
     }
 
+    fn on_battery(&self) -> bool {
+        crate::power::on_battery(Path::new(crate::power::SUPPLIES))
+    }
+
     fn now(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
@@ -172,7 +176,11 @@ impl Machine for Host {
 /// # Errors
 /// When the bus, the image's files or the boot's report cannot be used.
 pub fn main() -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve())
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(serve());
+    // A name that no resolver answers for holds its thread as long as libc is patient: a stop does not wait for that.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    ended
 }
 
 async fn serve() -> anyhow::Result<()> {

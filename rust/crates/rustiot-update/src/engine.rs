@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustiot_boot::{Event, Phase as BootPhase, Slot, SlotState};
-use rustiot_config::{UpdatePolicy, UpdateReboot};
+use rustiot_config::{UpdateOnBattery, UpdatePolicy, UpdateReboot};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -26,7 +26,7 @@ use crate::reconcile::{
 };
 use crate::status::{
     By, Check, Expected, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Spent, Stage,
-    Status, Transaction, Transfer, Why,
+    Status, Transaction, Transfer, Waits, Why,
 };
 use crate::store::Store;
 use crate::window;
@@ -226,6 +226,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             window: window::state(&rules.update.windows, &rules.zone, now),
             download_in_window: rules.update.download == rustiot_config::UpdateDownload::Window,
             metered_limit: rules.update.metered.then(|| rules.update.metered_limit.bytes()),
+            battery: rules.update.on_battery == UpdateOnBattery::Wait && self.ports.machine.on_battery(),
             restarts: rules.update.reboot == UpdateReboot::Now,
             vetoes: &vetoes,
             max_deferral_s: rules.update.max_deferral.as_secs(),
@@ -264,16 +265,17 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     /// Says why a stage does not begin, and when it is looked at again.
     fn wait_at(&mut self, phase: Phase, gate: Gate, then: Job) {
         let name = self.tx().map(|tx| tx.name().to_owned()).unwrap_or_default();
-        let (why, pause) = match gate {
-            Gate::Open | Gate::Overrides(_) => (String::new(), Duration::ZERO),
-            Gate::Held(why) => (why, GATE_EVERY),
-            Gate::Vetoed(why) => (why, VETO_EVERY),
+        let (why, pause, waits) = match gate {
+            Gate::Open | Gate::Overrides(_) => (String::new(), Duration::ZERO, None),
+            Gate::Held(why) => (why, GATE_EVERY, Some(Waits::Person)),
+            Gate::Vetoed(why) => (why, VETO_EVERY, Some(Waits::Applications)),
             Gate::Later { why, at } => {
                 let left = at.map(|at| Duration::from_secs(at.saturating_sub(self.ports.machine.now())));
-                (why, left.unwrap_or(GATE_EVERY).clamp(Duration::from_secs(1), GATE_EVERY))
+                let pause = left.unwrap_or(GATE_EVERY).clamp(Duration::from_secs(1), GATE_EVERY);
+                (why, pause, Some(Waits::Conditions))
             }
         };
-        self.publish(phase, &format!("{name} {why}"));
+        self.publish_waiting(phase, &format!("{name} {why}"), waits);
         self.after(pause, then);
     }
 
@@ -504,6 +506,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                 .map(|name| format!("unknown time zone {name}: taken as UTC"))
                 .collect(),
             metered: update.metered,
+            on_battery: self.ports.machine.on_battery(),
             rate_limit: update.rate_limit.map(|rate| rate.bytes()),
             vetoes: self.ports.machine.vetoes(),
             max_deferral_s: update.max_deferral.as_secs(),
@@ -1128,6 +1131,10 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     }
 
     fn publish(&self, phase: Phase, message: &str) {
+        self.publish_waiting(phase, message, None);
+    }
+
+    fn publish_waiting(&self, phase: Phase, message: &str, waits: Option<Waits>) {
         let (phase_is_new, message_is_new) = {
             let status = self.status.borrow();
             (status.phase != phase, status.message != message)
@@ -1141,7 +1148,10 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             acquire::needed_medium(tx.as_ref(), self.offer.as_ref().map(|(_, source)| source.as_str()));
         let others_are_new = {
             let status = self.status.borrow();
-            status.transaction != tx || status.plan != plan || status.medium != medium
+            status.transaction != tx
+                || status.plan != plan
+                || status.medium != medium
+                || status.waits != waits
         };
         if phase_is_new || message_is_new || others_are_new {
             if phase_is_new || (message_is_new && !message.is_empty()) {
@@ -1149,7 +1159,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             }
             self.status.send_modify(|s| {
                 (s.phase, s.message, s.transaction, s.plan) = (phase, message.to_owned(), tx, plan);
-                s.medium = medium;
+                (s.medium, s.waits) = (medium, waits);
             });
         }
     }

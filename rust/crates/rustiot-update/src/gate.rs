@@ -1,4 +1,4 @@
-//! May this stage of the update begin now? Holds, times, windows, metered links and applications' vetoes.
+//! May this stage of the update begin now? Holds, times, windows, battery, metered links and applications' vetoes.
 //!
 //! Pure: one total function. Called by the engine before each stage, again whenever something may have changed.
 
@@ -15,6 +15,8 @@ pub struct Conditions<'a> {
     pub download_in_window: bool,
     /// Most bytes that the device fetches by itself, on a metered link.
     pub metered_limit: Option<u64>,
+    /// The device runs on its battery, and its owner wants it to wait then.
+    pub battery: bool,
     /// The device restarts by itself into what is installed.
     pub restarts: bool,
     /// Who puts off a restart.
@@ -71,6 +73,10 @@ pub fn gate(stage: Stage, tx: &Transaction, c: &Conditions<'_>) -> Gate {
                 c.window.changes.map_or_else(String::new, |at| format!(", which opens at {}", time(at)));
             return Gate::Later { why: format!("waits for a window{when}"), at: c.window.changes };
         }
+        if c.battery && (stage == Stage::Install || restart) {
+            let why = "waits for external power: the device runs on its battery".to_owned();
+            return Gate::Later { why, at: None };
+        }
         if let (Some(limit), Some(way)) = (c.metered_limit, tx.current_way())
             && matches!(stage, Stage::Download | Stage::Install)
             && tx.spent.fetched == 0
@@ -124,6 +130,7 @@ mod tests {
             window: State { open: true, changes: None },
             download_in_window: false,
             metered_limit: None,
+            battery: false,
             restarts: true,
             vetoes,
             max_deferral_s: 600,
@@ -194,6 +201,16 @@ mod tests {
         tx.deferred_s = 0;
         tx.request.hold = Hold::Reboot;
         assert_eq!(gate(Stage::Activate, &tx, &c), Gate::Open);
+    }
+
+    #[test]
+    fn on_its_battery_a_device_fetches_but_neither_writes_nor_restarts_by_itself() {
+        let c = Conditions { battery: true, ..conditions(&[]) };
+        for stage in STAGES {
+            let answer = gate(stage, &transaction(By::Policy), &c);
+            assert_eq!(answer == Gate::Open, stage == Stage::Download, "{stage:?}: {answer:?}");
+            assert_eq!(gate(stage, &transaction(By::Person), &c), Gate::Open, "{stage:?}");
+        }
     }
 
     #[test]

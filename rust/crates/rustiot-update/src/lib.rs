@@ -7,6 +7,7 @@
 mod bundle;
 mod daemon;
 mod dbus;
+mod details;
 mod disk;
 mod engine;
 mod failure;
@@ -15,6 +16,7 @@ mod gate;
 mod hawkbit;
 mod plan;
 mod ports;
+mod power;
 mod rauc;
 mod reconcile;
 mod report;
@@ -27,9 +29,11 @@ mod window;
 
 pub use daemon::{STATUS_FILE, loader, main};
 pub use dbus::{Error, NAME, PATH, Update1Proxy, system_bus};
+pub use details::details;
 pub use failure::{Failure, Kind, classify, refine};
-pub use plan::{Plan, Way, WayKind};
+pub use plan::{DetailsFile, Plan, Way, WayKind};
+pub use rustiot_repository::details::{Details, Difference};
 pub use status::{
     By, Check, Expected, FailedWay, Hawkbit, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress,
-    Request, Spent, Stage, Status, Transaction, Transfer, Veto, Why,
+    Request, Spent, Stage, Status, Transaction, Transfer, Veto, Waits, Why,
 };

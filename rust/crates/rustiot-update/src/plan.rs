@@ -65,6 +65,17 @@ impl Way {
     }
 }
 
+/// The file that says what a release consists of, and what differs from older ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DetailsFile {
+    /// Where it is: mirrors, the first one first.
+    pub urls: Vec<String>,
+    /// Its bytes.
+    pub len: u64,
+    /// Its SHA-256, hex.
+    pub sha256: String,
+}
+
 /// What to install, and how to get it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -88,6 +99,9 @@ pub struct Plan {
     /// The wave of the roll-out that let this device in.
     #[serde(default)]
     pub wave: Option<String>,
+    /// What is in it, where the publisher says so; nobody fetches it before it is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub details: Option<DetailsFile>,
     /// The ways, cheapest first; when one fails the next one is tried.
     pub ways: Vec<Way>,
 }
@@ -104,6 +118,7 @@ impl Plan {
             written: 0,
             floor: None,
             wave: None,
+            details: None,
             ways: vec![Way {
                 kind: WayKind::Plain,
                 urls: vec![url.to_owned()],

@@ -76,6 +76,8 @@ pub(crate) trait Machine {
     fn rules(&self) -> Rules;
     /// Applications that put off a restart.
     fn vetoes(&self) -> Vec<Veto>;
+    /// Whether it runs on its battery.
+    fn on_battery(&self) -> bool;
     /// Unix time, seconds.
     fn now(&self) -> u64;
     /// First bytes of a local file, if it can be read.

@@ -10,10 +10,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustiot_http::Url;
 use rustiot_repository::client::{Client, Settings};
 use rustiot_repository::time::Clock;
-use rustiot_repository::{Digest, Facts, Plan as Planned, PlannedWay, Refusal, Retry, Running, Wanted};
+use rustiot_repository::{Digest, Facts, File, Plan as Planned, PlannedWay, Refusal, Retry, Running, Wanted};
 
 use crate::failure::{Failure, Kind};
-use crate::plan::{Plan, Way, WayKind};
+use crate::plan::{DetailsFile, Plan, Way, WayKind};
 use crate::ports::{Found, NoPlan, Place, Question, Repository};
 
 /// The root metadata that the image trusts.
@@ -72,7 +72,7 @@ impl Repository for Releases {
         let answer =
             match rustiot_repository::plan(&checked.index, &facts(&self.device, question, checked.now)) {
                 Ok(plan) => {
-                    Ok(kept(&plan, |way| client.urls(&way.file).iter().map(ToString::to_string).collect()))
+                    Ok(kept(&plan, |file| client.urls(file).iter().map(ToString::to_string).collect()))
                 }
                 Err(refusal) => Err(Box::new(told(&refusal))),
             };
@@ -127,7 +127,7 @@ pub(crate) fn facts(device: &Device, question: &Question, now: u64) -> Facts {
 }
 
 /// The repository's plan as the service keeps it. `urls` says where a file is.
-pub(crate) fn kept(plan: &Planned, urls: impl Fn(&PlannedWay) -> Vec<String>) -> Plan {
+pub(crate) fn kept(plan: &Planned, urls: impl Fn(&File) -> Vec<String>) -> Plan {
     let kind = |way: &PlannedWay| match way.kind {
         rustiot_repository::WayKind::Delta => Some(WayKind::Delta),
         rustiot_repository::WayKind::Full => Some(WayKind::Full),
@@ -137,7 +137,7 @@ pub(crate) fn kept(plan: &Planned, urls: impl Fn(&PlannedWay) -> Vec<String>) ->
     let ways = plan.ways.iter().filter_map(|way| {
         Some(Way {
             kind: kind(way)?,
-            urls: urls(way),
+            urls: urls(&way.file),
             bytes: way.bytes,
             exact: way.exact,
             len: Some(way.file.len),
@@ -156,6 +156,11 @@ pub(crate) fn kept(plan: &Planned, urls: impl Fn(&PlannedWay) -> Vec<String>) ->
         written: plan.written,
         floor: plan.floor.as_ref().map(ToString::to_string),
         wave: plan.wave.clone(),
+        details: plan.details.as_ref().map(|file| DetailsFile {
+            urls: urls(file),
+            len: file.len,
+            sha256: file.sha256.to_string(),
+        }),
         ways: ways.collect(),
     }
 }
@@ -246,7 +251,7 @@ mod tests {
             floor: None,
             from: None,
             notes: "n".into(),
-            details: None,
+            details: Some(rustiot_repository::File { name: "d".into(), len: 3, sha256: digest }),
             written: 7,
             place: 1,
             wave: Some("w".into()),
@@ -256,10 +261,12 @@ mod tests {
                 way(rustiot_repository::WayKind::Full, 3),
             ],
         };
-        let plan = kept(&planned, |way| vec![format!("https://h/{}", way.file.path())]);
+        let plan = kept(&planned, |file| vec![format!("https://h/{}", file.path())]);
         let kinds: Vec<WayKind> = plan.ways.iter().map(|way| way.kind).collect();
         assert_eq!(kinds, [WayKind::Delta, WayKind::Full]);
         assert_eq!((plan.version(), plan.bundle, plan.written), (Some("2.0.0"), 9, 7));
+        let details = plan.details.as_ref().unwrap();
+        assert!(details.len == 3 && details.urls[0].ends_with(".d") && details.sha256 == "ab".repeat(32));
         assert!(plan.ways[0].urls[0].ends_with(".x") && plan.ways[0].sha256 == Some("ab".repeat(32)));
     }
 

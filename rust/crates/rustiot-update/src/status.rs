@@ -495,6 +495,9 @@ pub struct PolicyNow {
     pub complaints: Vec<String>,
     /// The link is metered.
     pub metered: bool,
+    /// The device runs on its battery.
+    #[serde(default)]
+    pub on_battery: bool,
     /// Most bytes a second.
     pub rate_limit: Option<u64>,
     /// Applications that put off a restart now.
@@ -541,6 +544,18 @@ pub struct Why {
     pub failure: Failure,
 }
 
+/// Whom or what a transaction waits for before its next stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Waits {
+    /// Somebody has to let it go on.
+    Person,
+    /// It goes on by itself: when a window opens, at a time that was set, with external power.
+    Conditions,
+    /// It goes on by itself: when applications allow the restart, or their patience is over.
+    Applications,
+}
+
 /// Everything that is published.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -565,6 +580,9 @@ pub struct Status {
     /// hawkBit, where it is the source of releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hawkbit: Option<Hawkbit>,
+    /// Whom or what the transaction waits for, where it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits: Option<Waits>,
     /// The medium that is needed: what is on offer or being installed lies on it. Empty: none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub medium: String,

@@ -95,8 +95,16 @@ fn updates_by_the_difference_from_a_plain_web_server(ctx: &mut Ctx) -> Result<()
     ensure!(text(&plan, "/ways/0/kind") == "delta", "not by delta: {plan}");
     let promised = number(&plan, "/ways/0/bytes");
     ensure!(server.bytes() == looked, "looking at a plan fetched {} bytes", server.bytes() - looked);
+    // What is in it is a file of its own that comes when somebody asks: with what differs from the running release.
+    let contents = json(&machine, "rustiot update plan --details")?;
+    let packages = contents.pointer("/contents/packages").and_then(Value::as_array).map_or(0, Vec::len);
+    ensure!(packages > 50, "{packages} packages: {contents}");
+    let from = text(&contents, "/contents/difference/from_version");
+    ensure!(from == A.version, "no difference to what runs: {from:?}");
+    let begun = server.bytes();
+    ensure!(begun > looked, "the list came from nowhere");
     take_b(&machine)?;
-    let fetched = server.bytes().saturating_sub(looked);
+    let fetched = server.bytes().saturating_sub(begun);
     ensure!(fetched <= promised + promised / 10 + 8192, "{fetched} bytes came, {promised} were promised");
     ensure!(fetched < whole / 100, "{fetched} of {whole} bytes came");
     ctx.figures.note("check_bytes", looked);

@@ -2,13 +2,14 @@
 //!
 //! Pure but for [`read`]. SPDX 3 as JSON is read (Yocto's `create-spdx` and `rustiot bundle` write it): every
 //! `software_Package` with the primary purpose `install` is a package of the release. All else in the document is passed
-//! over. The publisher calls it; no device does.
+//! over. The publisher calls it; no device does. What it makes of the list is [`crate::details`], which a device reads.
 
 use super::{At, Error};
+pub use crate::details::{Change, Details, Difference, MAX_DETAILS, Package};
 use crate::digest::Digest;
 use crate::index::{FORMAT, File};
 use semver::Version;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -19,66 +20,8 @@ const MAX_SBOM: u64 = 512 << 20;
 const MAX_PACKAGES: usize = 8192;
 /// Longest name or version of a package, bytes.
 const MAX_TEXT: usize = 256;
-/// Largest details, bytes.
-pub(super) const MAX_DETAILS: usize = 1 << 20;
 /// Most lines of one difference.
 const MAX_LINES: usize = 1000;
-
-/// A package of a release.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Package {
-    /// Its name.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-}
-
-/// A package with another version.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Change {
-    /// Its name.
-    pub name: String,
-    /// The version in the older release.
-    pub from: String,
-    /// The version in this one.
-    pub to: String,
-}
-
-/// What differs from an older release.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Difference {
-    /// Manifest hash of the older release.
-    pub from: Digest,
-    /// Its version.
-    pub from_version: Version,
-    /// Packages with another version, by name.
-    pub changed: Vec<Change>,
-    /// Packages that the older release did not have.
-    pub added: Vec<Package>,
-    /// Packages that only the older release has.
-    pub removed: Vec<Package>,
-    /// How many more there are than are listed here.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub more: usize,
-}
-
-/// The file that the index calls `details`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Details {
-    /// [`FORMAT`].
-    pub format: u32,
-    /// The SPDX document that the list comes from.
-    pub sbom: File,
-    /// Packages by name.
-    pub packages: Vec<Package>,
-    /// What differs from older releases, the newest of them first.
-    pub differences: Vec<Difference>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
-fn is_zero(count: &usize) -> bool {
-    *count == 0
-}
 
 /// Where the SPDX document of a bundle lies: `NAME.spdx.json` beside `NAME.raucb`.
 #[must_use]
@@ -242,16 +185,6 @@ pub(super) fn difference(
 }
 
 impl Difference {
-    /// How many packages differ, listed or not.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.listed().saturating_add(self.more)
-    }
-
-    fn listed(&self) -> usize {
-        self.changed.len().saturating_add(self.added.len()).saturating_add(self.removed.len())
-    }
-
     /// Keeps at most `lines`: changed versions first, they say most.
     fn shorten(&mut self, lines: usize) {
         let all = self.count();

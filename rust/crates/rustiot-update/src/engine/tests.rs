@@ -12,7 +12,7 @@ use crate::plan::Way;
 use crate::ports::{Found, Limits, NoPlan, Place, Question, Rules};
 use crate::status::Veto;
 use rustiot_config::scalar;
-use rustiot_config::{UpdateDownload, UpdateSettings};
+use rustiot_config::{UpdateDownload, UpdateOnBattery, UpdateSettings};
 
 const URL: &str = "http://h/2.raucb";
 const HASH: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -54,6 +54,7 @@ pub(crate) struct World {
     started: Cell<Instant>,
     rules: RefCell<UpdateSettings>,
     vetoes: RefCell<Vec<Veto>>,
+    on_battery: Cell<bool>,
     /// What the repository answers; `None`: it never does.
     answer: RefCell<Option<Result<Found, Failure>>>,
     questions: RefCell<Vec<Question>>,
@@ -105,6 +106,7 @@ pub(crate) fn world() -> W {
         started: Cell::new(Instant::now()),
         rules: RefCell::default(),
         vetoes: RefCell::default(),
+        on_battery: Cell::default(),
         answer: RefCell::new(None),
         questions: RefCell::default(),
         fetches: RefCell::default(),
@@ -259,6 +261,10 @@ impl Machine for W {
 
     fn vetoes(&self) -> Vec<Veto> {
         self.vetoes.borrow().clone()
+    }
+
+    fn on_battery(&self) -> bool {
+        self.on_battery.get()
     }
 
     fn now(&self) -> u64 {
@@ -1306,6 +1312,29 @@ async fn on_a_metered_link_a_large_download_waits_for_a_person_and_a_small_one_d
 }
 
 #[tokio::test(start_paused = true)]
+async fn on_a_battery_the_install_waits_for_external_power_where_the_owner_says_so() {
+    let w = subscribed(UpdatePolicy::Auto);
+    w.on_battery.set(true);
+    w.rules.borrow_mut().on_battery = UpdateOnBattery::Wait;
+    run(&w, async |mut c| {
+        let status = c.phase(Phase::Downloaded).await;
+        assert!(status.message.contains("external power"), "{}", status.message);
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        assert_eq!(w.installs.get(), 0);
+        w.on_battery.set(false);
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+
+    let w = subscribed(UpdatePolicy::Auto);
+    w.on_battery.set(true);
+    run(&w, async |mut c| {
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_download_is_paused_when_its_window_closes_and_goes_on_in_the_next() {
     let w = subscribed(UpdatePolicy::Auto);
     windows(&w, &["00:00-02:00"]);
@@ -1330,6 +1359,7 @@ async fn applications_put_a_restart_off_for_so_long_and_are_named_when_it_is_ove
     run(&w, async |mut c| {
         let status = c.phase(Phase::Installed).await;
         assert!(status.message.contains("pump (is running)"), "{}", status.message);
+        assert_eq!(status.waits, Some(Waits::Applications), "so that others know that it goes on by itself");
         assert_eq!(w.phase(), "ready", "armed while it may not restart");
         let status = c.phase(Phase::Rebooting).await;
         assert_eq!(status.transaction.unwrap().overridden, ["pump (is running)"]);
@@ -1359,8 +1389,10 @@ async fn each_stage_can_be_held_put_off_and_cancelled_by_itself() {
         let at = w.now() + 5_000;
         c.order(|reply| Command::Schedule(Stage::Install, at, reply)).await.unwrap();
         c.order(|reply| Command::SetHold(Hold::Reboot, reply)).await.unwrap();
-        c.phase(Phase::Downloaded).await;
-        c.phase(Phase::Activated).await;
+        let status = c.phase(Phase::Downloaded).await;
+        assert_eq!(status.waits, Some(Waits::Conditions));
+        let status = c.phase(Phase::Activated).await;
+        assert_eq!(status.waits, Some(Waits::Person));
         assert!(w.now() >= at);
         c.order(|reply| Command::SetHold(Hold::None, reply)).await.unwrap();
         c.phase(Phase::Rebooting).await;
