@@ -85,6 +85,8 @@ pub enum Command {
     #[command(after_help = "Examples:\n  rustiot bench\n  rustiot bench --only init,size --runs 9\n  \
         rustiot bench --write     put the tables into docs/figures.md\n  rustiot bench delta old.raucb new.raucb\n\nNothing else should run meanwhile.")]
     Bench(Bench),
+    #[command(hide = true)]
+    FetchInstall(FetchInstall),
     /// Longer experiments on machines in QEMU
     #[command(subcommand, after_help = "Example:\n  rustiot lab power-cut --runs 100")]
     Lab(Lab),
@@ -306,14 +308,88 @@ pub enum BenchWhat {
     /// A fleet that looks for updates on one static web server: requests a second, bytes a device
     #[command(after_help = "Examples:\n  rustiot bench herd --devices 1000 --seconds 30\n  \
         rustiot bench herd --write\n\nFour rounds of six hours, each in --seconds: the first look, nothing new, a daily \
-        refresh, a new release.")]
+        refresh, a new release. Needs root: what TLS costs is counted in a network of its own.")]
     Herd(BenchHerd),
+    /// An update that is cut again and again: bytes against one that is left alone
+    #[command(
+        after_help = "Examples:\n  rustiot bench resume\n  rustiot bench resume --only power --cuts 50 --seed 3\n\n\
+        A download and an install are cut at random points: the process is killed, the network goes, the power goes. \
+        Needs root, and loop devices for the medium that loses power."
+    )]
+    Resume(BenchResume),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchResume {
+    /// How many cuts of each update
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub cuts: u16,
+    /// What chooses the points
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Only these
+    #[arg(long, value_name = "CUT", value_delimiter = ',')]
+    pub only: Vec<Cut>,
+    /// Only the delta, not the bundle as it is
+    #[arg(long)]
+    pub delta: bool,
+    /// Put the table into docs/figures.md
+    #[arg(long)]
+    pub write: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// What `bench resume` cuts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cut {
+    /// The process
+    Process,
+    /// The network
+    Network,
+    /// The power
+    Power,
+    /// All three in turn
+    All,
+}
+
+impl Cut {
+    pub const ALL: [Cut; 4] = [Cut::Process, Cut::Network, Cut::Power, Cut::All];
+
+    pub fn words(self) -> &'static str {
+        match self {
+            Cut::Process => "the process",
+            Cut::Network => "the network",
+            Cut::Power => "the power",
+            Cut::All => "all three",
+        }
+    }
+}
+
+/// What `bench resume` runs in a process of its own, to kill it.
+#[derive(Debug, Args)]
+pub struct FetchInstall {
+    /// Where the file is
+    pub url: String,
+    /// Its length
+    pub len: u64,
+    /// Its SHA-256
+    pub sha256: String,
+    /// The proxy's directory
+    pub cache: PathBuf,
+    /// Where the bundle is put
+    pub out: PathBuf,
+    /// The old image: the file is a delta
+    #[arg(long)]
+    pub old: Option<PathBuf>,
+    /// Without a cache and a download of its own
+    #[arg(long)]
+    pub stream: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct BenchHerd {
-    #[command(flatten)]
-    pub board: BoardArg,
     /// How many devices
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub devices: u64,

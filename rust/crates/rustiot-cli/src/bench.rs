@@ -19,6 +19,8 @@ const FASTER: f64 = 4.0;
 const SMALLER: f64 = 5.0;
 /// All services together may have this share of memory, bytes.
 const MEMORY: u64 = 30_000_000;
+/// Of these the update service, which looks and waits.
+const AGENT: (&str, u64) = ("rustiot-update", 10_000_000);
 /// A release that fails may cost this many boots and this many watchdog periods.
 const FALLBACK: u64 = 1;
 /// The product's default of `health.settle`, seconds; the lab's is [`rustiot_lab::SETTLE_S`].
@@ -367,6 +369,8 @@ fn class(id: &str) -> String {
 fn memory(bench: &Bench, image: &Image) -> Result<Part> {
     let services = bench.services()?;
     let sum = services.iter().fold(0u64, |sum, service| sum.saturating_add(service.pss));
+    let agent = services.iter().find(|service| service.name == AGENT.0);
+    let agent = agent.with_context(|| format!("{} does not run", AGENT.0))?.pss;
     let programs =
         image.sizes.device_binary.saturating_add(image.sizes.init).saturating_add(image.sizes.shim);
     let mut table = vec![row(["what", "size"])];
@@ -391,6 +395,7 @@ fn memory(bench: &Bench, image: &Image) -> Result<Part> {
         table,
         targets: vec![
             target("PSS of all services, idle", sum, MEMORY),
+            target("PSS of the update service, idle", agent, AGENT.1),
             target("programs of the device", programs, image.board.sizes.device_binary.bytes()),
         ],
         notes: vec!["Pss of /proc/PID/smaps_rollup on a healthy, settled, idle device.".into()],

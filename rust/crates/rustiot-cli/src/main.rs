@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod bench_delta;
 mod bench_herd;
+mod bench_resume;
 mod build;
 mod checks;
 mod demo;
@@ -15,10 +16,13 @@ mod flash;
 mod machines;
 mod power_cut;
 mod push_os;
+mod relay;
 mod repo;
 mod run;
 mod serve;
+mod sys;
 mod test;
+mod tls;
 
 use args::{BenchWhat, Cli, Command, Image, Lab};
 use clap::Parser;
@@ -53,8 +57,10 @@ fn dispatch(command: Command) -> Done {
         Command::Bench(args) => match &args.what {
             Some(BenchWhat::Delta(args)) => bench_delta::run(&context()?, args),
             Some(BenchWhat::Herd(args)) => bench_herd::run(&context()?, args),
+            Some(BenchWhat::Resume(args)) => bench_resume::run(&context()?, args),
             None => bench::run(&context()?, &args),
         },
+        Command::FetchInstall(args) => bench_resume::child(&args),
         Command::Lab(Lab::PowerCut { board, runs, seed, json }) => {
             power_cut::run(&context()?, &board.board, runs, seed, json.json)
         }
