@@ -38,6 +38,10 @@ SRC_URI = " \
 "
 S = "${UNPACKDIR}/rust"
 
+# The shipping profile strips; here do_package does, which keeps the symbols in a package of their own and refuses a program
+# that comes to it without.
+export CARGO_PROFILE_RELEASE_STRIP = "none"
+
 CARGO_BUILD_FLAGS += "${@' '.join('--package ' + p for p in d.getVar('RUSTIOT_PACKAGES').split())}"
 
 def rustiot_manifests(d):

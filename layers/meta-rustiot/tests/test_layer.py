@@ -207,6 +207,11 @@ class SameAsTheLab(unittest.TestCase):
         version = re.search(r'^version = "([^"]+)"', read("rust/Cargo.toml"), re.MULTILINE).group(1)
         self.assertIn('RUSTIOT_VERSION ?= "%s"' % version, read("layers/meta-rustiot/conf/distro/include/rustiot-paths.inc"))
 
+    def test_programs_come_to_do_package_with_their_symbols(self):
+        # A stripped program is an error there, and the shipping profile strips.
+        self.assertIn('strip = "symbols"', read("rust/Cargo.toml"))
+        self.assertIn('export CARGO_PROFILE_RELEASE_STRIP = "none"', read("layers/meta-rustiot/classes-recipe/rustiot_workspace.bbclass"))
+
     def test_rauc_gets_what_its_contract_says(self):
         recipe = read("layers/meta-rustiot/dynamic-layers/rauc/recipes-core/bundles/rustiot-bundle.bb")
         self.assertEqual(values(recipe)["RAUC_BUNDLE_FORMAT"], "verity")
