@@ -2,6 +2,7 @@
 PACKAGECONFIG:rustiot = ""
 
 do_install:append:rustiot () {
-    rm -rf ${D}${systemd_unitdir}/journald.conf.d ${D}${systemd_unitdir}/logind.conf.d ${D}${systemd_unitdir}/system.conf.d
+    # Nothing stays, directories neither: one that is in no package is an error.
+    find ${D} -mindepth 1 -delete
 }
 ALLOW_EMPTY:${PN}:rustiot = "1"
