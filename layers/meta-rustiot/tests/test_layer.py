@@ -212,6 +212,11 @@ class SameAsTheLab(unittest.TestCase):
         self.assertIn('strip = "symbols"', read("rust/Cargo.toml"))
         self.assertIn('export CARGO_PROFILE_RELEASE_STRIP = "none"', read("layers/meta-rustiot/classes-recipe/rustiot_workspace.bbclass"))
 
+    def test_modules_are_unpacked_without_pseudo(self):
+        text = read("layers/meta-rustiot/recipes-core/images/rustiot-initramfs.inc")
+        self.assertRegex(text, r"alone = dict\(os\.environ, PSEUDO_UNLOAD=\"1\"\)")
+        self.assertIn("stdout=file, env=alone, check=True", text)
+
     def test_rauc_gets_what_its_contract_says(self):
         recipe = read("layers/meta-rustiot/dynamic-layers/rauc/recipes-core/bundles/rustiot-bundle.bb")
         self.assertEqual(values(recipe)["RAUC_BUNDLE_FORMAT"], "verity")
