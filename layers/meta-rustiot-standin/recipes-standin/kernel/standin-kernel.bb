@@ -25,7 +25,7 @@ inherit rustiot_board
 # The modules that the root and the initramfs ask for, with what they need: four thousand packages would be of no use.
 python do_install () {
     import shutil
-    from rustiot import adapters, boards
+    from rustiot import adapters, boards, initramfs
 
     release = d.getVar("KERNEL_VERSION")
     source = os.path.join(d.getVar("RUSTIOT_STANDIN"), "modules/lib/modules", release)
@@ -33,24 +33,14 @@ python do_install () {
     board = adapters.board(d)
     names = set(boards.root_modules(adapters.conf(d, "kernel-modules.toml"), board))
     names |= set(board["watchdog"].get("modules", [])) | set(board["modules"]["initramfs"]) | set(board["modules"]["rescue"])
-    files = {}
-    for parent, _, entries in os.walk(source):
-        for entry in entries:
-            if ".ko" in entry:
-                files[entry.partition(".ko")[0].replace("-", "_")] = os.path.join(parent, entry)
-    needs = {}
-    with open(os.path.join(d.getVar("WORKDIR"), "dep")) as file:
-        for line in file:
-            path, _, after = line.partition(":")
-            needs[path] = after.split()
-    todo = [os.path.relpath(files[n.replace("-", "_")], source) for n in names if n.replace("-", "_") in files]
-    done = set()
-    while todo:
-        path = todo.pop()
-        if path not in done:
-            done.add(path)
-            todo += needs.get(path, [])
-    for path in sorted(done):
+    index = {}
+    for name in ("dep", "softdep", "builtin", "alias"):
+        with open(os.path.join(d.getVar("WORKDIR"), "modules." + name), encoding="utf-8") as file:
+            index[name] = file.read()
+    modules = initramfs.Modules(index["dep"], index["softdep"], index["builtin"], index["alias"], release)
+    # What is asked for and is no module is built in, or the initramfs says so.
+    known = [name for name in names if initramfs.canonical(name) in modules.modules]
+    for path in modules.closure(known, source):
         bb.utils.mkdirhier(os.path.dirname(os.path.join(target, path)))
         shutil.copyfile(os.path.join(source, path), os.path.join(target, path))
     for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
@@ -62,7 +52,9 @@ standin_index () {
     mkdir -p ${WORKDIR}/index/lib
     cp -r ${RUSTIOT_STANDIN}/modules/lib/modules ${WORKDIR}/index/lib/
     depmod -b ${WORKDIR}/index ${KERNEL_VERSION}
-    cp ${WORKDIR}/index/lib/modules/${KERNEL_VERSION}/modules.dep ${WORKDIR}/dep
+    for name in dep softdep builtin alias; do
+        cp ${WORKDIR}/index/lib/modules/${KERNEL_VERSION}/modules.$name ${WORKDIR}/
+    done
     rm -rf ${WORKDIR}/index
 }
 do_install[prefuncs] += "standin_index"
