@@ -141,8 +141,11 @@ class Kas(unittest.TestCase):
             described = boards.load(boards.find(name, DIRECTORIES))["description"]
             self.assertIn('config %s\n\tbool "%s"\n' % (symbol, described), text)
             self.assertIn('default "kas/%s.yml" if %s\n' % (name, symbol), text)
+        # Verification alone, and no product: it is not to be chosen by accident.
+        hidden = "kas/features/standin.yml"
+        self.assertNotIn(hidden, text)
         for path in kas_files("features") + kas_files("eula"):
-            if not path.endswith(".lock.yml"):
+            if not path.endswith(".lock.yml") and path != hidden:
                 self.assertIn('default "%s"\n' % path, text)
 
 
