@@ -159,6 +159,11 @@ impl Off {
         self.launch(None, false)
     }
 
+    /// The same, ready to go on when this process ends: from [`Machine::detach`] on.
+    pub fn power_on_detached(self) -> Result<Machine> {
+        self.launch(None, true)
+    }
+
     fn launch(self, memory: Option<&Path>, outlives: bool) -> Result<Machine> {
         self.disk.prepare()?;
         let sockets = ["qmp", "con", "qga"].map(|name| self.dir.file(name));

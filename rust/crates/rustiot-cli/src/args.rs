@@ -25,7 +25,8 @@ pub enum Command {
         rustiot run --check --json     boot, wait for healthy, tell, power off\n  \
         rustiot run --detach           leave it running; prints its name and ssh port\n  \
         rustiot run --detach --engine-socket /tmp/device.sock\n                                 \
-        then: docker -H unix:///tmp/device.sock ps")]
+        then: docker -H unix:///tmp/device.sock ps\n  \
+        rustiot run --image build/rustiot-qemux86-64-1.0.0.img   what `rustiot image build` made")]
     Run(Run),
     /// List the machines that run
     #[command(after_help = "Example:\n  rustiot ps --json")]
@@ -199,6 +200,9 @@ pub struct Run {
     /// Forward the device's container engine to this socket, for `docker -H unix://PATH`
     #[arg(long, value_name = "PATH", requires = "detach")]
     pub engine_socket: Option<PathBuf>,
+    /// Boot this disk image of the board, which stays as it is, instead of the lab's own
+    #[arg(long, value_name = "FILE", conflicts_with = "engine_socket")]
+    pub image: Option<PathBuf>,
     #[command(flatten)]
     pub json: Json,
 }

@@ -1,10 +1,11 @@
 //! `run`: a board in QEMU with its console on this terminal, for scripts (`--check`), or left to
-//! run (`--detach`). The first one builds and boots; later ones wake a snapshot.
+//! run (`--detach`). The first one builds and boots; later ones wake a snapshot. An image of the
+//! caller's (`--image`) is booted from power-on, and never written to.
 
 use crate::args;
-use crate::fail::{Done, Fail};
+use crate::fail::{Done, Fail, Why};
 use crate::machines;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use rustiot_board::Board;
 use rustiot_image::{Context, Plain};
@@ -12,7 +13,7 @@ use rustiot_lab::{A, B, Device, Fixtures, Lab, Release, containers};
 use serde_json::json;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -22,6 +23,8 @@ use testbed::{Disk, FileServer, Machine, Off, Scratch};
 
 /// How long a machine may take to go down.
 const GOES_DOWN: Duration = Duration::from_secs(180);
+const NO_AGENT: &str = "an image is asked for its health through the guest agent, which production images do not have: \
+    without --detach and --check it gets a console";
 const CTRL_A: u8 = 1;
 const CTRL_C: u8 = 3;
 
@@ -57,25 +60,57 @@ pub fn run(context: &Context, args: &args::Run) -> Done {
     if !args.check && !args.detach && !std::io::stdin().is_terminal() {
         return Err(Fail::usage("no terminal for a console here: use --check or --detach"));
     }
+    let image = args.image.as_deref().map(image).transpose()?;
+    let image = image.as_deref();
     let bench = Bench::open(context, &args.board.board)?;
-    if args.check {
-        check(&bench, json)
-    } else if args.detach {
-        detach(context, &bench, args.engine_socket.as_deref(), json)
-    } else {
-        interactive(&bench)
+    match image {
+        _ if args.check => check(&bench, image, json),
+        Some(image) if args.detach => detach_image(context, &bench, image, json),
+        None if args.detach => detach(context, &bench, args.engine_socket.as_deref(), json),
+        Some(image) => interactive_image(&bench, image),
+        None => interactive(&bench),
     }
 }
 
+/// The whole path of a disk image of the caller's, if it can be one.
+fn image(path: &Path) -> Result<PathBuf, Fail> {
+    let shown = path.display();
+    let wrong = |e| Fail::new(Why::Usage, anyhow!("cannot open the image {shown}: {e}"));
+    let whole = path.canonicalize().map_err(wrong)?;
+    let file = std::fs::File::open(&whole).map_err(wrong)?;
+    let bytes = file.metadata().map_err(wrong)?;
+    // Protective MBR (UEFI specification 2.10, 5.2.3): the boot signature that every GPT medium has.
+    let mut signature = [0; 2];
+    let signed = file.read_exact_at(&mut signature, 510).is_ok() && signature == [0x55, 0xaa];
+    if !bytes.is_file() || !signed {
+        let hint = "name the raw .img or .wic that `rustiot image build` or kas made (unpack a .zst first)";
+        return Err(Fail::usage(format!("{shown} is no disk image; {hint}")));
+    }
+    Ok(whole)
+}
+
+/// A machine that was never switched on, with a medium of the lab's size that begins as `base`.
+fn fresh(bench: &Bench, base: &Path, dir: Scratch) -> Result<Off> {
+    let tools = bench.lab.tools();
+    let medium = bench.fixtures.medium();
+    // A larger image keeps its size.
+    let bytes = (std::fs::metadata(base)?.len() < medium).then_some(medium);
+    let disk = Disk::overlay(&tools, base, &dir.file("disk.qcow2"), bytes)?;
+    Ok(Off::new(bench.lab.spec(&bench.board)?, disk, dir)?)
+}
+
 /// Boots a fresh medium, says what the device says, powers off.
-fn check(bench: &Bench, json: bool) -> Done {
+fn check(bench: &Bench, image: Option<&Path>, json: bool) -> Done {
     let Bench { lab, board, fixtures } = bench;
-    let base = fixtures.base(lab, board)?;
-    let dir = lab.scratch("check")?;
-    let disk = Disk::overlay(&lab.tools(), &base, &dir.file("disk.qcow2"), Some(fixtures.medium()))?;
+    let base = match image {
+        Some(image) => image.to_owned(),
+        None => fixtures.base(lab, board)?,
+    };
+    let off = fresh(bench, &base, lab.scratch("check")?)?;
     let began = Instant::now();
-    let machine = Off::new(lab.spec(board)?, disk, dir)?.power_on()?;
-    let boot = machine.wait_healthy()?;
+    let machine = off.power_on()?;
+    let boot = machine.wait_healthy();
+    let boot = if image.is_some() { boot.context(NO_AGENT)? } else { boot? };
     let healthy_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     let version = machine.version()?;
     let slots = machine.wait_settled()?;
@@ -112,20 +147,50 @@ fn detach(context: &Context, bench: &Bench, engine: Option<&Path>, json: bool) -
         forwarder.stay();
     }
     machine.detach();
+    left_running(&running, Some(&key), json)
+}
+
+/// The same with an image of the caller's, whose keys are its own.
+fn detach_image(context: &Context, bench: &Bench, image: &Path, json: bool) -> Done {
+    let (name, dir) = machines::reserve(context, &bench.board.name)?;
+    let machine = fresh(bench, image, Scratch::adopt(dir.clone())?)?.power_on_detached()?;
+    machine.wait_healthy().context(NO_AGENT)?;
+    let running = machines::note(&dir, &machine, &name, &bench.board.name, &machine.version()?, None)?;
+    machine.detach();
+    left_running(&running, None, json)
+}
+
+/// Tells of a machine that goes on, and how to log in: with `key`, or with one that its image knows.
+fn left_running(running: &machines::Running, key: Option<&Path>, json: bool) -> Done {
+    let (name, port) = (&running.name, running.ssh_port);
     if json {
-        let mut told = serde_json::to_value(&running)?;
-        if let Some(object) = told.as_object_mut() {
+        let mut told = serde_json::to_value(running)?;
+        if let (Some(object), Some(key)) = (told.as_object_mut(), key) {
             object.insert("ssh_key".into(), json!(key));
         }
         println!("{told}");
     } else {
+        let identity = key.map(|key| format!("-i {} ", key.display())).unwrap_or_default();
         println!("{name} is healthy");
-        println!("log in     ssh -i {} -p {} root@127.0.0.1", key.display(), running.ssh_port);
-        if let Some(socket) = &engine {
+        println!("log in     ssh {identity}-p {port} root@127.0.0.1");
+        if let Some(socket) = &running.engine_socket {
             println!("containers docker -H unix://{} ps", socket.display());
         }
         println!("switch off rustiot stop {name}");
     }
+    Ok(())
+}
+
+/// The console of an image of the caller's, from power-on.
+fn interactive_image(bench: &Bench, image: &Path) -> Done {
+    let machine = fresh(bench, image, bench.lab.scratch("run")?)?.power_on()?;
+    println!("{}, from {}. This is its console:", bench.board.description, image.display());
+    println!();
+    println!("  log in     ssh -p {} root@127.0.0.1", machine.ssh_port());
+    println!("  end it     Ctrl-A X, or Ctrl-C (Ctrl-A Ctrl-C sends one to the machine)");
+    println!();
+    console(&machine)?;
+    println!("\r\nthe machine is off; its disk is forgotten");
     Ok(())
 }
 
@@ -311,6 +376,22 @@ mod tests {
         assert!(socket_path(&file).is_err());
         assert!(socket_path(&dir.path().join("no/such")).is_err());
         assert!(socket_path(&dir.path().join("x".repeat(100))).is_err());
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_with_a_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("short.img");
+        std::fs::write(&file, [0; 1024]).unwrap();
+        for wrong in [&dir.path().join("absent.img"), &file, &dir.path().to_owned()] {
+            let refused = image(wrong).unwrap_err();
+            assert_eq!(refused.why(), Why::Usage);
+            assert!(format!("{refused:?}").contains(&*wrong.to_string_lossy()), "{refused:?}");
+        }
+        let mut medium = vec![0; 1024];
+        medium[510..512].copy_from_slice(&[0x55, 0xaa]);
+        std::fs::write(&file, medium).unwrap();
+        assert!(image(&file).unwrap().is_absolute());
     }
 
     #[test]
