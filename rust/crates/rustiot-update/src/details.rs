@@ -59,6 +59,7 @@ async fn read(http: &Http, url: &Url, limit: u64) -> Result<Vec<u8>, Failure> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests write files")]
 mod tests {
     use super::*;
     use rustiot_http::faulty::{Fault, Server};

@@ -28,6 +28,7 @@ pub(crate) fn on_battery(dir: &Path) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests write files")]
 mod tests {
     use super::*;
 
