@@ -85,9 +85,9 @@ pub enum Update {
     Check,
     /// What would be installed, by which way, and what it costs, before a byte is fetched.
     #[command(after_help = "Examples:\n  \
-        rustiot update plan          of what the last look found, or of the update under way\n  \
+        rustiot update plan             of what the last look found, or of the update under way\n  \
         rustiot update plan --details   and which packages change: fetches the publisher's list\n  \
-        rustiot update plan --json   for programs")]
+        rustiot update plan --json      for programs")]
     Plan {
         /// Fetch the publisher's list of packages, and show what changes.
         #[arg(long)]
