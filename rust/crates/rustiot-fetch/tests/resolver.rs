@@ -1,4 +1,5 @@
 //! A resolver that never answers, in a network and with a `/etc/resolv.conf` of the test's own.
+#![expect(clippy::disallowed_methods, reason = "a file of a test")]
 #![cfg(test)]
 
 mod common;
