@@ -47,7 +47,10 @@ const SEED: u64 = 1;
 fn survives_power_cuts_at_any_instant_of_an_update(ctx: &mut Ctx) -> Result<()> {
     let recording = Recording::of_update(ctx)?;
     let healthy = if ctx.short { HEALTHY_OF_SHORT } else { 1 };
-    let cuts = recording.try_all(ctx, &recording.instants(CUTS, SEED), 1, healthy, &|_, _| {});
+    let mut instants = recording.instants(CUTS.saturating_sub(1), SEED);
+    // Few instants lie after the commit, and on a busy machine chance may meet none of them: the last one does.
+    instants.push((recording.len(), SEED));
+    let cuts = recording.try_all(ctx, &instants, 1, healthy, &|_, _| {});
     let bad: Vec<&Cut> = cuts.iter().filter(|cut| cut.problem.is_some()).collect();
     ensure!(bad.is_empty(), "{} of {CUTS} cuts: {bad:?}", bad.len());
     let both = [crate::A.version, crate::B.version].map(|v| cuts.iter().any(|cut| cut.version == v));
