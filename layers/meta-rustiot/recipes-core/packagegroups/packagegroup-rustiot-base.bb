@@ -7,7 +7,6 @@ inherit rustiot_board packagegroup
 
 RDEPENDS:${PN} = " \
     ${MACHINE_ESSENTIAL_EXTRA_RDEPENDS} \
-    ${RUSTIOT_ENGINE_PACKAGES} \
     ${RUSTIOT_WIFI_PACKAGES} \
     base-files \
     base-passwd \
@@ -34,5 +33,3 @@ RDEPENDS:${PN} = " \
 RRECOMMENDS:${PN} = "${MACHINE_ESSENTIAL_EXTRA_RRECOMMENDS}"
 
 RUSTIOT_WIFI_PACKAGES = "${@bb.utils.contains('DISTRO_FEATURES', 'wifi', 'iwd wireless-regdb-static', '', d)}"
-# The engine's rules; from a layer that not every build has.
-RUSTIOT_ENGINE_PACKAGES = "${@bb.utils.contains('BBFILE_COLLECTIONS', 'networking-layer', 'nftables', '', d)}"
