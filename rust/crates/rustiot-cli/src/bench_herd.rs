@@ -209,12 +209,12 @@ pub fn run(context: &Context, args: &args::BenchHerd) -> Done {
 /// Reads the server's count of requests at each minute of the shortened six hours while `work` runs; what comes later
 /// goes to the last minute.
 fn counted<T>(server: &FileServer, seconds: u64, work: impl FnOnce() -> Result<T>) -> Result<(Vec<u64>, T)> {
-    let done = AtomicBool::new(false);
+    let done = &AtomicBool::new(false);
     let minute = Duration::from_secs(seconds.max(1)) / u32::try_from(BINS * READS).unwrap_or(u32::MAX);
+    // Taken here: a thread that starts late would miss the first requests.
+    let (began, mut last) = (std::time::Instant::now(), server.requests());
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| {
-            let began = std::time::Instant::now();
-            let mut last = server.requests();
+        let reader = scope.spawn(move || {
             let mut counts: Vec<u64> = Vec::new();
             let mut ended = false;
             while !ended {
@@ -517,14 +517,17 @@ mod unit {
             stream.write_all(b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
             stream.read_to_end(&mut Vec::new()).unwrap();
         };
+        // All of it is late where the interval is over before the first request.
         let (counts, ()) = counted(&server, 1, || {
+            std::thread::sleep(Duration::from_millis(1100));
             get();
-            std::thread::sleep(Duration::from_millis(1500));
             get();
             Ok(())
         })
         .unwrap();
-        assert_eq!((counts.len(), counts.iter().sum::<u64>()), (BINS * READS, 2));
-        assert_eq!(counts.last(), Some(&1), "{counts:?}");
+        assert_eq!((counts.len(), counts.last()), (BINS * READS, Some(&2)), "{counts:?}");
+        // None is, where the interval is long.
+        let (counts, ()) = counted(&server, 100_000, || Ok(get())).unwrap();
+        assert_eq!((counts.len(), counts.first()), (BINS * READS, Some(&1)), "{counts:?}");
     }
 }

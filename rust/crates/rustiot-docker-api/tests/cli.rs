@@ -11,7 +11,7 @@
 
 mod fake;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -494,17 +494,16 @@ fn events_are_replayed_filtered_and_end() {
     let Some(host) = with_image() else { return };
     let begin =
         format!("{}", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs());
-    // A negative age is a time to come.
-    let live = host
+    let mut live = host
         .docker(&[
             "events",
-            "--until",
-            "-3s",
             "--filter",
             "event=die",
             "--format",
             "{{.Action}} {{.Actor.Attributes.exitCode}}",
         ])
+        // A negative age is a time to come; an event that does not come ends the wait then.
+        .args(["--since", &begin, "--until", "-60s"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -528,9 +527,16 @@ fn events_are_replayed_filtered_and_end() {
                 .concat());
         assert_eq!(text.lines().count(), lines, "{filter}: {text}");
     }
-    let output = finish(live);
-    assert!(output.status.success(), "{output:?}");
-    assert_eq!(output.stdout, b"die 4\n", "{output:?}");
+    let mut line = String::new();
+    BufReader::new(live.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "die 4\n");
+    live.kill().unwrap();
+    live.wait().unwrap();
+    // It waits until its end, and ends.
+    assert_eq!(
+        host.ok(&["events", "--until", "-1s", "--filter", "event=die", "--filter", "container=nobody"]),
+        ""
+    );
 }
 
 #[test]

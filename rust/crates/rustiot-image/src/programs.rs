@@ -6,6 +6,7 @@ use crate::context::{Context, Progress};
 use crate::error::{At, Error};
 use crate::toolbox::{Toolbox, watched};
 use rustiot_board::Arch;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -35,7 +36,7 @@ impl Programs {
         progress: &dyn Progress,
     ) -> Result<Programs, Error> {
         let rust = ctx.repo().join("rust");
-        let mut key = Key::new("programs 3")
+        let mut key = Key::new("programs 4")
             .text(&toolbox.root().display().to_string())
             .text(arch.debian())
             .file(&rust.join("Cargo.toml"))?
@@ -94,27 +95,49 @@ fn compile(
     let kind = if is_static { "static" } else { "dynamic" };
     let target = ctx.cache().join("target").join(format!("{}-{kind}", arch.debian()));
     std::fs::create_dir_all(&target).at("create", &target)?;
-    // The same source gives the same bytes wherever the clone, the crates and the cache are.
-    let mut flags = vec![
-        format!("--remap-path-prefix={}=/rustiot", ctx.repo().display()),
-        format!("--remap-path-prefix={}=/cargo", home.display()),
-        format!("--remap-path-prefix={}=/target", target.display()),
-    ];
-    if is_static {
-        // Not relocatable and without unwind tables (it aborts on a panic): a tenth smaller.
-        let small = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static", "-Cforce-unwind-tables=no"];
-        flags.extend(small.map(str::to_owned));
-    }
-    let mut cargo = toolbox.clone().with_path(&home).command("env");
+    // The same source gives the same bytes wherever the clone, the crates and the cache are, and what one clone compiled
+    // of the crates another one need not.
+    let places = [(ctx.repo(), "/rustiot"), (&home, "/cargo"), (&target, "/target")];
+    let toolbox = places.iter().fold(toolbox.clone(), |t, (path, at)| t.with_path_at(path, Path::new(at)));
+    // Held to the end: two clones that build at once take turns.
+    let _turn = take_turn(ctx, &toolbox, &target, arch)?;
+    // Not relocatable and without unwind tables (it aborts on a panic): a tenth smaller.
+    let small = ["-Ctarget-feature=+crt-static", "-Crelocation-model=static", "-Cforce-unwind-tables=no"];
+    let flags = if is_static { small.join("\x1f") } else { String::new() };
+    let mut cargo = toolbox.command("env");
     cargo
-        .current_dir(ctx.repo().join("rust"))
-        .arg(format!("CARGO_HOME={}", home.display()))
-        .arg(format!("CARGO_TARGET_DIR={}", target.display()))
-        .arg(format!("CARGO_ENCODED_RUSTFLAGS={}", flags.join("\x1f")))
+        .args(PLACES)
+        .arg(format!("CARGO_ENCODED_RUSTFLAGS={flags}"))
         .arg("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc")
         .arg("CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc")
         .args(["SOURCE_DATE_EPOCH=0", "cargo", "build", "--release", "--locked", "--offline"])
         .args(["--target", arch.rust_target(), "-p", package]);
     watched(&format!("cargo build -p {package}"), &mut cargo, progress)?;
     Ok(target.join(arch.rust_target()).join("release"))
+}
+
+/// Where Cargo finds everything in the toolbox.
+const PLACES: [&str; 4] = ["-C", "/rustiot/rust", "CARGO_HOME=/cargo", "CARGO_TARGET_DIR=/target"];
+
+/// Cargo takes a file for unchanged that is older than what was compiled, which says nothing of another clone's files:
+/// our own crates are compiled again when the clone is another one than the last time. Other clones wait until the
+/// file that comes back is closed.
+fn take_turn(ctx: &Context, toolbox: &Toolbox, target: &Path, arch: Arch) -> Result<File, Error> {
+    let lock_path = target.join("turn");
+    let lock = File::create(&lock_path).at("create", &lock_path)?;
+    lock.lock().at("lock", &lock_path)?;
+    let (last, clone) = (target.join("clone"), ctx.repo().display().to_string());
+    if std::fs::read_to_string(&last).is_ok_and(|last| last == clone) {
+        return Ok(lock);
+    }
+    let mut clean: Vec<String> = PLACES.map(str::to_owned).into();
+    clean.extend(
+        ["cargo", "clean", "--release", "--offline", "--target", arch.rust_target()].map(str::to_owned),
+    );
+    for (name, _) in crate::cache::sorted(&ctx.repo().join("rust/crates"))? {
+        clean.extend(["-p".to_owned(), name.to_string_lossy().into_owned()]);
+    }
+    toolbox.run("env", clean)?;
+    crate::cache::write(&last, clone)?;
+    Ok(lock)
 }

@@ -15,14 +15,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Enters the toolbox: `sh -c ENTER name ROOT COUNT bind… program argument…`. Ends in `exec`, so that the process that
+/// Enters the toolbox: `sh -c ENTER name ROOT COUNT (path place)… program argument…`. Ends in `exec`, so that the process that
 /// was spawned becomes the program.
 const ENTER: &str = r#"set -e
 root=$1; count=$2; shift 2
 cwd=$(pwd -P)
 for dir in /proc /dev /sys; do mount --rbind "$dir" "$root$dir"; done
 while [ "$count" -gt 0 ]; do
-  mkdir -p "$root$1"; mount --bind "$1" "$root$1"; count=$((count-1)); shift
+  mkdir -p "$root$2"; mount --bind "$1" "$root$2"; count=$((count-1)); shift 2
 done
 [ -e "$root$cwd" ] && mountpoint -q "$root$cwd" || { mkdir -p "$root$cwd"; mount --bind "$cwd" "$root$cwd"; }
 for file in /etc/resolv.conf /etc/hosts; do
@@ -51,7 +51,8 @@ const NOT_FOUND: i32 = 127;
 #[derive(Clone)]
 pub struct Toolbox {
     root: PathBuf,
-    binds: Vec<PathBuf>,
+    /// What commands see, and where they see it.
+    binds: Vec<(PathBuf, PathBuf)>,
     environment: BTreeMap<OsString, OsString>,
 }
 
@@ -81,7 +82,7 @@ impl Toolbox {
         let dir = stage(ctx, progress, title, &key.finish(), |work| create(&packages, work, progress))?;
         Ok(Toolbox {
             root: dir.join("root"),
-            binds: vec![PathBuf::from("/tmp"), ctx.repo().into(), ctx.cache().into()],
+            binds: ["/tmp".as_ref(), ctx.repo(), ctx.cache()].map(|path| (path.into(), path.into())).into(),
             environment: environment(|name| std::env::var_os(name)),
         })
     }
@@ -98,7 +99,15 @@ impl Toolbox {
     pub fn with_path(mut self, path: &Path) -> Self {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         // It only fails where there is no current directory, and then the command fails as well.
-        self.binds.push(std::path::absolute(path).unwrap_or_else(|_| path.into()));
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.into());
+        self.binds.push((path.clone(), path));
+        self
+    }
+
+    /// Lets commands see `path`, an absolute one, at `place` too.
+    #[must_use]
+    pub(crate) fn with_path_at(mut self, path: &Path, place: &Path) -> Self {
+        self.binds.push((path.into(), place.into()));
         self
     }
 
@@ -125,7 +134,8 @@ impl Toolbox {
         let mut command = Command::new("unshare");
         command.env_clear().envs(&self.environment);
         command.args(["--mount", "--propagation", "private", "--", "/bin/sh", "-c", ENTER, "toolbox"]);
-        command.arg(&self.root).arg(self.binds.len().to_string()).args(&self.binds).arg(program);
+        command.arg(&self.root).arg(self.binds.len().to_string());
+        command.args(self.binds.iter().flat_map(|(path, place)| [path, place])).arg(program);
         command
     }
 
@@ -287,7 +297,10 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         let toolbox =
             ["keys", "", "/abs"].iter().fold(Toolbox::of_nothing(), |t, p| t.with_path(Path::new(p)));
-        assert_eq!(toolbox.binds, [here.join("keys"), here.clone(), "/abs".into()]);
+        assert_eq!(
+            toolbox.binds,
+            [here.join("keys"), here.clone(), "/abs".into()].map(|path| (path.clone(), path))
+        );
     }
 
     #[test]
