@@ -68,7 +68,7 @@ where
     let listener = listen(&layout.socket).map_err(StartError::Io)?;
     let inner = Arc::new(Inner::open(layout, settings)?);
     inner.adopt().await.map_err(StartError::Io)?;
-    notify::say("READY=1");
+    notify::ready();
     let beat = tokio::spawn(notify::beat());
     let ended = serve(listener, Arc::new(RustiotEngine(inner))).await.map_err(StartError::Io);
     beat.abort();

@@ -11,6 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use rustiot_boot::{BootKind, Event};
 use rustiot_config::Settings;
 use rustiot_liveness::{Client, Name};
+use sd_notify::NotifyState;
 use serde::Deserialize;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
@@ -89,13 +90,13 @@ pub async fn run() -> anyhow::Result<()> {
     let mut service = Service::new();
     if service.kind == BootKind::Rescue {
         // Nothing is decided in rescue: reachable is all it has to be.
-        notify("READY=1");
+        notify(&[NotifyState::Ready]);
         term.recv().await;
         return Ok(());
     }
     if service.gate.state() == State::Stable {
         // Started again in a boot that is stable: the gate opened long ago, and boot-complete.target waits for us.
-        notify("READY=1\nSTATUS=healthy");
+        notify(&[NotifyState::Ready, NotifyState::Status("healthy")]);
     }
     loop {
         let round = async {
@@ -262,7 +263,7 @@ impl Service {
         let boot_id = self.boot_id.clone();
         self.enter("the open gate", move || record::tell(Event::GatePassed { boot_id })).await;
         say("healthy: the gate is open");
-        notify("READY=1\nSTATUS=healthy");
+        notify(&[NotifyState::Ready, NotifyState::Status("healthy")]);
     }
 
     /// Stable, and RAUC's mark makes it committed. Everything in it may be repeated.
@@ -278,7 +279,7 @@ impl Service {
         match timeout(MARK_LIMIT, Rauc::on_bus(bus).mark_good()).await {
             Ok(Ok(message)) => {
                 say(&format!("committed: {message}"));
-                notify("STATUS=committed");
+                notify(&[NotifyState::Status("committed")]);
                 self.gate.committed();
                 self.stable_at = Some(now);
                 self.committed = true;
@@ -297,7 +298,7 @@ impl Service {
             self.stable_untold = false;
             self.committed = true;
             say("stable");
-            notify("STATUS=stable");
+            notify(&[NotifyState::Status("stable")]);
         }
     }
 
@@ -417,18 +418,9 @@ fn say(text: &str) {
     eprintln!("rustiot-health: {text}");
 }
 
-/// sd_notify(3); without systemd nobody listens.
-fn notify(text: &str) {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-    let Ok(path) = std::env::var("NOTIFY_SOCKET") else { return };
-    let address = match path.strip_prefix('@') {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&path),
-    };
-    if let (Ok(socket), Ok(address)) = (UnixDatagram::unbound(), address) {
-        let _ = socket.send_to_addr(text.as_bytes(), &address);
-    }
+/// To systemd; without it nobody listens, and what it does not hear harms nobody.
+fn notify(states: &[NotifyState<'_>]) {
+    let _ = sd_notify::notify(states);
 }
 
 #[cfg(test)]

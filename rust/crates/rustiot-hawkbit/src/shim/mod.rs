@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustiot_http::{Http, Identity, Settings, Trust, Url};
+use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 
 use crate::client::{Client, Server};
@@ -191,7 +192,7 @@ async fn run(config: Arc<Config>, parts: Parts, log: Log, once: bool) -> u8 {
     if config.reboot {
         driver = driver.with_end(restart);
     }
-    notify("READY=1\nSTATUS=Polling hawkBit for new software.");
+    notify(&[NotifyState::Ready, NotifyState::Status("Polling hawkBit for new software.")]);
     let good = if once {
         let good = driver.once().await;
         if !good && config.stream && driver.ended_badly() {
@@ -214,7 +215,7 @@ async fn run(config: Arc<Config>, parts: Parts, log: Log, once: bool) -> u8 {
         drop(commands);
         true
     };
-    notify("STOPPING=1");
+    notify(&[NotifyState::Stopping]);
     u8::from(!good)
 }
 
@@ -225,21 +226,9 @@ fn restart() {
     }
 }
 
-/// Tells systemd, where it listens (sd_notify(3)).
-fn notify(text: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| {
-        use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::ffi::OsStrExt;
-        match path.as_bytes().strip_prefix(b"@") {
-            Some(name) => {
-                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-                socket.send_to_addr(text.as_bytes(), &address)
-            }
-            None => socket.send_to(text.as_bytes(), &path),
-        }
-    });
-    if let Err(error) = sent {
+/// Tells systemd, where it listens.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         eprintln!("cannot tell systemd: {error}");
     }
 }
