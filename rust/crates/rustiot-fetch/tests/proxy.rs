@@ -350,18 +350,7 @@ fn killed_twenty_times_it_fetches_hardly_more_than_once() {
     let file = Arc::new(file(LEN));
     // In memory where there is such a place: the syncs are not what is looked at here.
     let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-    // The server is another process's: a thread with a runtime of its own, until the test ends.
-    let (send, receive) = std::sync::mpsc::channel();
-    let contents = file.to_vec();
-    let (end, ended) = tokio::sync::oneshot::channel::<()>();
-    let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            send.send(Arc::new(Server::start(contents).await)).unwrap();
-            ended.await
-        })
-    });
-    let server = receive.recv().unwrap();
+    let (server, end) = server_of_another_process(file.to_vec());
     // The link is slower than the device: what lies in socket buffers on loopback is no update traffic.
     server.pace(std::time::Duration::from_millis(1));
     let way = known(vec![server.url()], &file);
@@ -403,6 +392,56 @@ fn killed_twenty_times_it_fetches_hardly_more_than_once() {
     let ratio = server.sent() as f64 / LEN as f64;
     println!("20 kills: {} of {LEN} bytes sent, {ratio:.4} x", server.sent());
     assert!(ratio <= 1.05, "{ratio}");
-    drop(end);
-    thread.join().unwrap().unwrap_err();
+    end();
+}
+
+/// Killed in the middle of an install that keeps nothing: RAUC begins anew, and so does the download. The contract says
+/// so; what must not happen is that half a file is left, or believed.
+#[test]
+fn without_a_cache_a_killed_process_begins_anew_and_leaves_nothing() {
+    const LEN: usize = 8 << 20;
+    let file = Arc::new(file(LEN));
+    let dir = tempfile::tempdir().unwrap();
+    let (server, end) = server_of_another_process(file.to_vec());
+    server.pace(std::time::Duration::from_millis(1));
+    let way = known(vec![server.url()], &file);
+    let device = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    device.block_on(async {
+        let handle = Proxy::start(way.clone(), limits(0), dir.path(), patient()).await.unwrap();
+        let mut rauc = Rauc::connect(&handle).await;
+        for at in (0..LEN as u64 / 2).step_by(128 << 10) {
+            rauc.read(at..at + (128 << 10)).await.unwrap();
+        }
+    });
+    drop(device);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is kept");
+    let before = server.sent();
+    assert!(before >= LEN as u64 / 2, "{before}");
+    let device = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    device.block_on(async {
+        let handle = Proxy::start(way, limits(0), dir.path(), patient()).await.unwrap();
+        assert_eq!(handle.progress().borrow().cached, 0);
+        assert_eq!(install(&handle, LEN as u64).await, *file);
+    });
+    let again = server.sent() - before;
+    assert!((LEN as u64..LEN as u64 * 105 / 100).contains(&again), "{again} of {LEN}");
+    end();
+}
+
+/// A server that no end of the device's runtime touches: a thread with a runtime of its own, until it is ended.
+fn server_of_another_process(contents: Vec<u8>) -> (Arc<Server>, impl FnOnce()) {
+    let (send, receive) = std::sync::mpsc::channel();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            send.send(Arc::new(Server::start(contents).await)).unwrap();
+            ended.await
+        })
+    });
+    let server = receive.recv().unwrap();
+    (server, move || {
+        drop(end);
+        thread.join().unwrap().unwrap_err();
+    })
 }

@@ -20,6 +20,13 @@ pub(super) const TESTS: &[LabTest] = &[
         run: refuses_bundles_that_are_damaged_or_not_ours,
     },
     LabTest {
+        name: "a_malformed_file_system_in_a_signed_bundle_costs_nothing",
+        boards: &[],
+        promise: "A bundle that a trusted key has signed, whose squashfs is malformed (superblock, directory, data): the install ends with the reason, the running system and its kernel go on, and a good bundle is installed afterwards.",
+        tags: &[],
+        run: a_malformed_file_system_in_a_signed_bundle_costs_nothing,
+    },
+    LabTest {
         name: "refuses_to_go_below_the_floor",
         boards: &[],
         promise: "A release below the committed one's floor is refused; one above it may be older.",
@@ -110,6 +117,109 @@ fn refuses_bundles_that_are_damaged_or_not_ours(ctx: &mut Ctx) -> Result<()> {
         .sh("umount /etc/rauc/system.conf && umount /usr/lib/rustiot/keyring.pem && systemctl stop rauc")?;
     ensure!(machine.sh("rustiot slots --json")? == before.1, "the slots changed");
     ensure!(machine.boot()?.boot_id == before.0.boot_id, "the device rebooted");
+    Ok(())
+}
+
+fn a_malformed_file_system_in_a_signed_bundle_costs_nothing(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let before = (machine.boot()?, machine.sh("cat /proc/sys/kernel/tainted")?);
+    let good = ctx.bundle(&B)?;
+    let www = ctx.dir().join("malformed");
+    std::fs::create_dir_all(&www).context("cannot make a directory")?;
+    std::os::unix::fs::symlink(&good, www.join(format!("{}.raucb", B.name)))
+        .context("cannot link a bundle")?;
+    let server = FileServer::start(&www)?;
+    for (name, spoil) in [
+        ("superblock.raucb", spoil_superblock as Spoil),
+        ("directory.raucb", spoil_directory),
+        ("data.raucb", spoil_data),
+    ] {
+        malformed(ctx, spoil, &www.join(name))?;
+        // From a server, and as a file: RAUC reads them by different ways.
+        machine.put("/run/bundle.raucb", &std::fs::read(www.join(name))?, crate::COMMAND)?;
+        for source in [server.guest_url(name), "/run/bundle.raucb".to_owned()] {
+            let output = machine.install(&source)?;
+            let said = output.stderr.trim();
+            ensure!(output.status == 1 || output.status == 5, "{source}: {} and {said}", output.status);
+            ensure!(said.contains(&source) && said.contains("hint: "), "{source}: {said}");
+            eprintln!("    {name} from {source}: exit code {}\n{said}", output.status);
+            let why = machine.sh("rustiot update why")?;
+            ensure!(why.contains(&source), "{source}: why says {why}");
+            let slots = machine.sh("rustiot slots --json")?;
+            let told: serde_json::Value = serde_json::from_str(&slots).context("slots are no JSON")?;
+            let default = told.pointer("/loader/default").context("no default slot")?;
+            ensure!(Some(default) == told.get("running"), "{source}: the next boot is another: {slots}");
+            ensure!(told.get("stable") == Some(&true.into()), "{source}: not stable: {slots}");
+        }
+    }
+    let after = (machine.boot()?, machine.sh("cat /proc/sys/kernel/tainted")?);
+    ensure!(after.0.boot_id == before.0.boot_id, "the device rebooted");
+    ensure!(after.1 == before.1, "the kernel is tainted: {} after {}", after.1, before.1);
+    ensure!(!machine.sh("mount")?.contains("squashfs"), "a bundle is still mounted");
+    update(&machine, &server, &B)?;
+    Ok(())
+}
+
+/// Makes a squashfs that no mksquashfs would write.
+type Spoil = fn(&mut [u8]) -> Option<()>;
+
+/// Its table of inodes lies behind its end (`inode_table_start` of the superblock, at 64).
+fn spoil_superblock(image: &mut [u8]) -> Option<()> {
+    image.get_mut(64..72)?.copy_from_slice(&(1_u64 << 40).to_le_bytes());
+    Some(())
+}
+
+/// Its directories are noise where a compressed block is expected (`directory_table_start`, at 72; two bytes of length).
+fn spoil_directory(image: &mut [u8]) -> Option<()> {
+    let start = u64::from_le_bytes(image.get(72..80)?.try_into().ok()?);
+    let start = usize::try_from(start).ok()?.checked_add(2)?;
+    image.get_mut(start..start.checked_add(16)?)?.fill(0xa5);
+    Some(())
+}
+
+/// The first file's data, which stand behind the superblock, are noise where a compressed block is expected.
+fn spoil_data(image: &mut [u8]) -> Option<()> {
+    image.get_mut(96..1120)?.fill(0xa5);
+    Some(())
+}
+
+/// A bundle of this board's, signed by the lab's own key, around a squashfs that `spoil` has had. RAUC signs what
+/// `mksquashfs` wrote, so it is given one of ours.
+fn malformed(ctx: &Ctx, spoil: Spoil, to: &Path) -> Result<()> {
+    let name = to.file_stem().unwrap_or_default().to_string_lossy();
+    let dir = ctx.dir().join(format!("malformed-{name}"));
+    let content = dir.join("content");
+    std::fs::create_dir_all(&content).context("cannot make a directory")?;
+    // Compresses to some kilobytes a block and is no hole.
+    let text: Vec<u8> = (0..1_u32 << 18).flat_map(|word| (word / 7).to_le_bytes()).collect();
+    for image in ["root.img", "boot.img"] {
+        std::fs::write(content.join(image), &text).context("cannot write an image")?;
+    }
+    let board = &ctx.board.compatible;
+    let manifest = format!(
+        "[update]\ncompatible={board}\nversion=1.9.0\n\n[bundle]\nformat=verity\n\n\
+         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n"
+    );
+    std::fs::write(content.join("manifest.raucm"), manifest).context("cannot write a manifest")?;
+    let at = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let (image, inside) = (at("image"), content.to_string_lossy());
+    ctx.lab.tools().run("mksquashfs", &[&inside, &image, "-all-root", "-noappend", "-no-progress"])?;
+    let mut bytes = std::fs::read(&image).context("cannot read a squashfs")?;
+    spoil(&mut bytes).context("a short squashfs")?;
+    std::fs::write(&image, bytes).context("cannot write a squashfs")?;
+    let ours = dir.join("mksquashfs");
+    std::fs::write(&ours, format!("#!/bin/sh\nexec cp '{image}' \"$2\"\n"))
+        .context("cannot write a script")?;
+    std::fs::set_permissions(&ours, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .context("cannot make a script a program")?;
+    let signer = ctx.fixtures.signer(ctx.lab)?;
+    let keyring = signer.keyring.to_string_lossy().into_owned();
+    let config = config(&dir, &keyring)?;
+    let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", dir.display());
+    let keys = ["--cert", &signer.cert, "--key", &signer.key, "--signing-keyring", &keyring];
+    let to = to.to_string_lossy();
+    let args = [&[&path, "rauc", "bundle", "--conf", &config], &keys[..], &[&inside, &to]].concat();
+    ctx.lab.tools().run("env", &args)?;
     Ok(())
 }
 
