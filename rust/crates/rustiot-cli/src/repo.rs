@@ -368,6 +368,10 @@ pub fn publish(context: &Context, args: &Publish) -> Done {
             println!("  {line}");
         }
     }
+    if published.iter().any(|release| !release.known) {
+        println!("who gets what once it is on the server (before that: rustiot rollout set):");
+        show(&repository, false)?;
+    }
     told(&signing, false)
 }
 

@@ -140,9 +140,9 @@ fn a_malformed_file_system_in_a_signed_bundle_costs_nothing(ctx: &mut Ctx) -> Re
         for source in [server.guest_url(name), "/run/bundle.raucb".to_owned()] {
             let output = machine.install(&source)?;
             let said = output.stderr.trim();
+            let journal = || machine.sh("journalctl -u rauc -b -n 40 --no-pager").unwrap_or_default();
             ensure!(output.status == 1 || output.status == 5, "{source}: {} and {said}", output.status);
-            ensure!(said.contains(&source) && said.contains("hint: "), "{source}: {said}");
-            eprintln!("    {name} from {source}: exit code {}\n{said}", output.status);
+            ensure!(said.contains(&source) && said.contains("hint: "), "{source}: {said}\n{}", journal());
             let why = machine.sh("rustiot update why")?;
             ensure!(why.contains(&source), "{source}: why says {why}");
             let slots = machine.sh("rustiot slots --json")?;
