@@ -3,8 +3,13 @@
  * is this file. Each mode does one thing, says what it saw on standard output, and is named by its first argument.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netlink.h>
+#include <netdb.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -13,6 +18,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -305,6 +311,123 @@ static int keep(const char *file, const char *text)
 	return fd < 0 || write(fd, text, strlen(text)) < 0 || fsync(fd) ? 1 : 0;
 }
 
+/* The address of the other end, as digits. */
+static const char *peer(const struct sockaddr *address, socklen_t length)
+{
+	static char text[64];
+
+	if (getnameinfo(address, length, text, sizeof text, NULL, 0, NI_NUMERICHOST))
+		return "nobody";
+	return text;
+}
+
+/* Tells whoever connects to the port its address, and says it itself. */
+static int serve(const char *port)
+{
+	struct addrinfo want = { .ai_family = AF_INET, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE }, *own;
+	int on = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
+
+	signal(SIGTERM, ended);
+	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+	if (getaddrinfo(NULL, port, &want, &own) || bind(listener, own->ai_addr, own->ai_addrlen) ||
+	    listen(listener, 16)) {
+		printf("cannot listen: %s\n", strerror(errno));
+		return 1;
+	}
+	puts("begun");
+	for (;;) {
+		struct sockaddr_storage from;
+		socklen_t length = sizeof from;
+		int client = accept(listener, (struct sockaddr *)&from, &length);
+
+		if (client < 0)
+			continue;
+		printf("from %s\n", peer((struct sockaddr *)&from, length));
+		dprintf(client, "you are %s\n", peer((struct sockaddr *)&from, length));
+		close(client);
+	}
+}
+
+/* Says the addresses of a name, in order. */
+static int resolve(const char *name)
+{
+	struct addrinfo want = { .ai_family = AF_INET, .ai_socktype = SOCK_STREAM }, *found;
+	int error = getaddrinfo(name, NULL, &want, &found);
+
+	if (error) {
+		printf("%s: %s\n", name, gai_strerror(error));
+		return 1;
+	}
+	for (; found; found = found->ai_next)
+		puts(peer(found->ai_addr, found->ai_addrlen));
+	return 0;
+}
+
+/* Says the first that a server says; ends with 1 if there is none within a second, or it says nothing in ten. */
+static int ask(const char *name, const char *port)
+{
+	struct addrinfo want = { .ai_family = AF_INET, .ai_socktype = SOCK_STREAM }, *found;
+	struct timeval soon = { 1, 0 }, patience = { 10, 0 };
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+	int error = getaddrinfo(name, port, &want, &found);
+	char text[256];
+	ssize_t n;
+
+	if (error) {
+		printf("%s: %s\n", name, gai_strerror(error));
+		return 1;
+	}
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &soon, sizeof soon);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	if (connect(fd, found->ai_addr, found->ai_addrlen)) {
+		printf("closed: %s\n", strerror(errno));
+		return 1;
+	}
+	n = read(fd, text, sizeof text);
+	if (n <= 0) {
+		puts("silent");
+		return 1;
+	}
+	return fwrite(text, 1, n, stdout) == (size_t)n ? 0 : 1;
+}
+
+/* What `nft flush ruleset` asks the kernel for: every table goes. */
+static int flush(void)
+{
+	struct {
+		struct nlmsghdr head;
+		struct nfgenmsg what;
+	} batch[3] = { 0 };
+	const int kinds[3] = { NFNL_MSG_BATCH_BEGIN, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELTABLE, NFNL_MSG_BATCH_END };
+	struct sockaddr_nl kernel = { .nl_family = AF_NETLINK };
+	struct {
+		struct nlmsghdr head;
+		struct nlmsgerr error;
+		char more[512];
+	} answer;
+	int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_NETFILTER);
+
+	for (int i = 0; i < 3; i++) {
+		batch[i].head.nlmsg_len = sizeof batch[i];
+		batch[i].head.nlmsg_type = kinds[i];
+		batch[i].head.nlmsg_flags = NLM_F_REQUEST | (i == 1 ? NLM_F_ACK : 0);
+		batch[i].head.nlmsg_seq = i;
+		batch[i].what.version = NFNETLINK_V0;
+		batch[i].what.res_id = i == 1 ? 0 : htons(NFNL_SUBSYS_NFTABLES);
+	}
+	if (sendto(fd, batch, sizeof batch, 0, (struct sockaddr *)&kernel, sizeof kernel) != sizeof batch ||
+	    recv(fd, &answer, sizeof answer, 0) < (ssize_t)(sizeof answer.head + sizeof answer.error)) {
+		printf("cannot flush: %s\n", strerror(errno));
+		return 1;
+	}
+	if (answer.head.nlmsg_type != NLMSG_ERROR || answer.error.error) {
+		printf("refused: %s\n", strerror(-answer.error.error));
+		return 1;
+	}
+	puts("flushed");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 1 ? argv[1] : "idle";
@@ -336,6 +459,14 @@ int main(int argc, char **argv)
 		return show(first);
 	if (!strcmp(mode, "keep"))
 		return keep(first, second);
+	if (!strcmp(mode, "serve"))
+		return serve(first);
+	if (!strcmp(mode, "resolve"))
+		return resolve(first);
+	if (!strcmp(mode, "ask"))
+		return ask(first, second);
+	if (!strcmp(mode, "flush"))
+		return flush();
 	if (!strcmp(mode, "say"))
 		return puts(first) < 0;
 	if (!strcmp(mode, "end"))

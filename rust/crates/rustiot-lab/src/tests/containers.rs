@@ -47,6 +47,20 @@ pub(super) const TESTS: &[LabTest] = &[
         tags: &[Tag::QuickOnFirst],
         run: containers_run_on_when_the_engine_dies,
     },
+    LabTest {
+        name: "containers_talk_and_the_host_stays_closed",
+        boards: &[],
+        promise: "Containers of a network find each other by name and reach the outside, a published port is reached from outside with the true source, all else is closed; and it is so again after networkd, the rules or the engine went.",
+        tags: &[Tag::QuickOnFirst],
+        run: containers_talk_and_the_host_stays_closed,
+    },
+    LabTest {
+        name: "a_hundred_containers_run_on_a_gigabyte",
+        boards: &[],
+        promise: "A hundred containers run on a device with 1 GB of memory, which stays healthy and answers.",
+        tags: &[],
+        run: a_hundred_containers_run_on_a_gigabyte,
+    },
 ];
 
 /// How long something of a container may take to come about, emulated.
@@ -175,6 +189,226 @@ fn containers_run_on_when_the_engine_dies(ctx: &mut Ctx) -> Result<()> {
     ensure!(engine.inspect(".State.Pid", "stays")? == before, "the container is another one");
     engine.ok(&["stop", "stays"])?;
     ensure!(engine.inspect(".State.ExitCode", "stays")? == "3", "stop");
+    nothing_failed(&machine)
+}
+
+/// What is asked of networks, again and again: a machine with an engine, and what stands outside.
+struct Net<'a> {
+    machine: &'a Machine,
+    engine: &'a Engine,
+    /// The port of this side that leads to the device's published one.
+    published: u16,
+    /// A service outside, as the device names it.
+    outside: u16,
+}
+
+/// The device's published port.
+const PUBLISHED: u16 = 8080;
+/// What stands outside says this to whoever comes.
+const OUTSIDE: &str = "outside";
+
+impl Net<'_> {
+    /// What a program in a container says and whether it ended well.
+    fn inside(&self, container: &str, mode: &[&str]) -> Result<(bool, String)> {
+        let output = self.engine.docker(&[&["exec", container, "/app"], mode].concat())?;
+        Ok((output.ok(), output.stdout.trim_end().to_owned()))
+    }
+
+    fn open(&self, container: &str, host: &str, port: &str, says: &str) -> Result<()> {
+        let (ok, said) = self.inside(container, &["ask", host, port])?;
+        ensure!(
+            ok && said.starts_with(says),
+            "{container} asks {host}:{port}, and hears {said:?}, not {says:?}"
+        );
+        Ok(())
+    }
+
+    fn closed(&self, container: &str, host: &str, port: &str) -> Result<()> {
+        let (ok, said) = self.inside(container, &["ask", host, port])?;
+        ensure!(!ok && said.starts_with("closed: "), "{container} asks {host}:{port}, and hears {said:?}");
+        Ok(())
+    }
+
+    fn address(&self, network: &str, container: &str) -> Result<String> {
+        self.engine.inspect(&format!("(index .NetworkSettings.Networks {network:?}).IPAddress"), container)
+    }
+
+    /// What the published port says to this side of the machine.
+    fn published_says(&self) -> Result<String> {
+        use std::io::Read as _;
+        let wait = Duration::from_secs(10);
+        let address = (std::net::Ipv4Addr::LOCALHOST, self.published).into();
+        let mut stream = std::net::TcpStream::connect_timeout(&address, wait).context("cannot connect")?;
+        stream.set_read_timeout(Some(wait)).context("cannot set a time limit")?;
+        let mut said = String::new();
+        stream.read_to_string(&mut said).context("cannot read")?;
+        Ok(said)
+    }
+
+    /// The published port is open, and shows where we come from.
+    fn reached(&self) -> Result<()> {
+        // QEMU's network shows this side as the machine's gateway: no address of the device's own.
+        let said = self.published_says()?;
+        ensure!(said == "you are 10.0.2.2\n", "the published port says {said:?}");
+        Ok(())
+    }
+
+    /// Everything that is open and everything that is closed.
+    fn check(&self) -> Result<()> {
+        let web = self.address("shop", "web")?;
+        let client = self.address("shop", "client")?;
+        for name in ["web", "front", "web.shop", "WEB"] {
+            ensure!(self.inside("client", &["resolve", name])? == (true, web.clone()), "the name {name}");
+        }
+        self.open("client", "web", "80", &format!("you are {client}"))?;
+        let mut known = self.inside("client", &["resolve", "all"])?.1.lines().count();
+        ensure!(known == 2, "{known} of two containers by one alias");
+        known = self.inside("web", &["resolve", "all"])?.1.lines().count();
+        ensure!(known == 2, "{known} of two containers by one alias");
+        // Of another network: neither by name nor by address.
+        ensure!(!self.inside("client", &["resolve", "single"])?.0, "a name of another network");
+        ensure!(!self.inside("single", &["resolve", "web"])?.0, "a name of another network");
+        self.closed("client", &self.address("bridge", "single")?, "80")?;
+        self.closed("single", &web, "80")?;
+        // Outside, from both networks.
+        for container in ["client", "single"] {
+            self.open(container, "10.0.2.2", &self.outside.to_string(), OUTSIDE)?;
+        }
+        // The device's ssh is open to us and to the network that was given it, and to no other.
+        let gateway = |network: &str| {
+            self.engine.ok(&["network", "inspect", "-f", "{{ (index .IPAM.Config 0).Gateway }}", network])
+        };
+        for (container, network) in [("client", "shop"), ("single", "bridge")] {
+            self.closed(container, &gateway(network)?, "22")?;
+            self.closed(container, "10.0.2.15", "22")?;
+        }
+        self.open("allowed", &gateway("ours")?, "22", "SSH-2.0")?;
+        self.closed("allowed", "10.0.2.15", "22")?;
+        self.reached()
+    }
+
+    /// Waits until the rules are there again; how long it took.
+    fn repaired(&self) -> Result<Duration> {
+        let began = Instant::now();
+        while let Err(error) = self.reached() {
+            ensure!(began.elapsed() < SOON, "the rules are not back: {error:#}");
+        }
+        Ok(began.elapsed())
+    }
+}
+
+fn containers_talk_and_the_host_stays_closed(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let engine = Engine::with_image(ctx, &machine)?;
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context("cannot listen")?;
+    let outside = listener.local_addr().context("no port")?.port();
+    std::thread::spawn(move || {
+        use std::io::Write as _;
+        // Until the process ends. Whoever hangs up early is none of our concern.
+        listener.incoming().flatten().for_each(|mut client| drop(client.write_all(OUTSIDE.as_bytes())));
+    });
+    let net = Net { machine: &machine, engine: &engine, published: machine.forward(PUBLISHED)?, outside };
+
+    engine.ok(&["network", "create", "shop"])?;
+    engine.ok(&["network", "create", "-o", "rustiot.host-ports=22/tcp", "ours"])?;
+    let port = format!("{PUBLISHED}:80");
+    let start = |name: &str, options: &[&str], mode: &[&str]| {
+        engine.ok(&[&["run", "-d", "--name", name], options, &[IMAGE], mode].concat())
+    };
+    let alias = ["--network", "shop", "--network-alias", "all", "--network-alias"];
+    start("web", &[&alias[..], &["front", "-p", &port]].concat(), &["serve", "80"])?;
+    start("client", &[&alias[..], &["asker"]].concat(), &["idle"])?;
+    start("single", &[], &["serve", "80"])?;
+    start("allowed", &["--network", "ours"], &["idle"])?;
+    engine.wait_log("web", "begun", SOON)?;
+    engine.wait_log("single", "begun", SOON)?;
+    net.check().context("at first")?;
+    let log = engine.ok(&["logs", "web"])?;
+    ensure!(log.lines().any(|line| line == "from 10.0.2.2"), "the container saw {log}");
+    let taken = engine.docker(&["run", "--rm", "-p", &port, IMAGE, "say", "x"])?;
+    ensure!(
+        !taken.ok() && taken.stderr.contains("port is already allocated"),
+        "a taken port: {}",
+        taken.stderr
+    );
+
+    machine.sh("networkctl reload")?;
+    net.check().context("after networkctl reload")?;
+    machine.sh("systemctl restart systemd-networkd.service")?;
+    net.check().context("after a restart of systemd-networkd")?;
+
+    let flush = ["run", "--rm", "--network", "host", "--cap-add", "NET_ADMIN", IMAGE, "flush"];
+    ensure!(engine.ok(&flush)? == "flushed", "the rules were not flushed");
+    let repaired = net.repaired()?;
+    ctx.figures.note("rules_back_after_ms", u64::try_from(repaired.as_millis()).unwrap_or(u64::MAX));
+    net.check().context("after the rules were flushed")?;
+
+    let before = net.address("shop", "web")?;
+    machine.sh("systemctl kill -s KILL rustiot-engine.service")?;
+    net.reached().context("while the engine is away")?;
+    ensure!(net.address("shop", "web")? == before, "another address");
+    net.check().context("after the engine was killed")?;
+
+    for name in ["web", "client", "single", "allowed"] {
+        engine.ok(&["rm", "-f", name])?;
+    }
+    ensure!(net.published_says().map_or(true, |said| said.is_empty()), "the port is still published");
+    engine.ok(&["network", "rm", "shop", "ours"])?;
+    ensure!(
+        engine.ok(&["network", "ls", "--format", "{{.Name}}"])? == "bridge\nhost\nnone",
+        "networks are left"
+    );
+    let links = net.machine.sh("ip -o link | grep -c -e ' rib-' -e ' riv-'")?;
+    ensure!(links == "1", "{links} links of ours are left, instead of the default bridge");
+    nothing_failed(&machine)
+}
+
+/// How many containers must fit.
+const MANY: usize = 100;
+/// How long their start may take, emulated: a few seconds each.
+const MANY_STARTED: Duration = Duration::from_secs(600);
+
+fn a_hundred_containers_run_on_a_gigabyte(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let engine = Engine::with_image(ctx, &machine)?;
+    let total: u64 = machine.sh("awk '/^MemTotal:/ { print $2 }' /proc/meminfo")?.parse()?;
+    ensure!(total <= 1 << 20, "the machine has {total} KiB of memory, more than a gigabyte");
+    let available =
+        || -> Result<u64> { Ok(machine.sh("awk '/^MemAvailable:/ { print $2 }' /proc/meminfo")?.parse()?) };
+    let before = available()?;
+    let began = Instant::now();
+    // On the device itself: the client's own time at the workstation is none of its.
+    let start = format!(
+        "i=0; while [ $i -lt {MANY} ]; do \
+         rustiot container run --name many$i {IMAGE} idle > /dev/null || exit 1; i=$((i+1)); done"
+    );
+    let output = machine.run(&start, MANY_STARTED)?;
+    ensure!(output.ok(), "not all were started: {}{}", output.stdout, output.stderr);
+    ctx.figures.note("start_ms_each", u64::try_from(began.elapsed().as_millis())? / MANY as u64);
+    let running = engine.ok(&["ps", "-q"])?.lines().count();
+    ensure!(running == MANY, "{running} of {MANY} run");
+    let pss: u64 = machine
+        .sh(&format!(
+            "for p in $(cat {GROUPS}/shims/cgroup.procs); do grep ^Pss: /proc/$p/smaps_rollup; done | \
+             awk '{{ sum += $2 }} END {{ print sum }}'"
+        ))?
+        .parse()
+        .context("no PSS of shims")?;
+    let after = available()?;
+    ctx.figures.note("shim_pss_kib", pss / MANY as u64);
+    ctx.figures.note("memory_kib_each", before.saturating_sub(after) / MANY as u64);
+    ctx.figures.note("memory_available_mib", after >> 10);
+    ensure!(pss / MANY as u64 <= SHIM_PSS, "{pss} KiB of PSS for {MANY} shims");
+    for name in ["many0", "many99"] {
+        ensure!(engine.ok(&["exec", name, "/app", "say", "inside"])? == "inside", "exec in {name}");
+    }
+    machine.sh("systemctl restart rustiot-engine.service")?;
+    let running = engine.ok(&["ps", "-q"])?.lines().count();
+    ensure!(running == MANY, "{running} of {MANY} are found again");
+    let all = engine.ok(&["ps", "-q"])?;
+    let stop: Vec<&str> = ["rm", "-f"].into_iter().chain(all.lines()).collect();
+    engine.ok(&stop)?;
+    ensure!(engine.ok(&["ps", "-aq"])?.is_empty(), "containers are left");
     nothing_failed(&machine)
 }
 
