@@ -304,6 +304,13 @@ pub enum Section {
 /// Subjects of `bench` with arguments of their own.
 #[derive(Debug, Subcommand)]
 pub enum BenchWhat {
+    /// The container engine beside Docker Engine and podman: size, memory, run, start and pull
+    #[command(
+        after_help = "Examples:\n  rustiot bench containers\n  rustiot bench containers --rounds 15 --big 120 --write\n\n\
+        All three take turns in one root with Debian's packages, on one medium, without networks of containers; what \
+        they pull comes from Debian's docker-registry beside them. Needs root, and loop devices."
+    )]
+    Containers(BenchContainers),
     /// Bytes of every way to a release, against what others make: two files, or real release pairs
     #[command(after_help = "Examples:\n  rustiot bench delta old.raucb new.raucb --json\n  \
         rustiot bench delta --only library,security\n  rustiot bench delta --write\n\n\
@@ -321,6 +328,24 @@ pub enum BenchWhat {
         Needs root, and loop devices for the medium that loses power."
     )]
     Resume(BenchResume),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchContainers {
+    /// How often each engine has its turn
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub rounds: u16,
+    /// How often each pulls
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub pulls: u16,
+    /// Megabytes of the large image, unpacked
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=4000))]
+    pub big: u64,
+    /// Put the table into docs/figures.md
+    #[arg(long)]
+    pub write: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@
 
 mod args;
 mod bench;
+mod bench_containers;
 mod bench_delta;
 mod bench_herd;
 mod bench_resume;
@@ -55,6 +56,7 @@ fn dispatch(command: Command) -> Done {
         Command::Serve { dir, port } => serve::run(&dir, port),
         Command::Test(args) => test::run(&context()?, &args),
         Command::Bench(args) => match &args.what {
+            Some(BenchWhat::Containers(args)) => bench_containers::run(&context()?, args),
             Some(BenchWhat::Delta(args)) => bench_delta::run(&context()?, args),
             Some(BenchWhat::Herd(args)) => bench_herd::run(&context()?, args),
             Some(BenchWhat::Resume(args)) => bench_resume::run(&context()?, args),
