@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         texts(),
         selectors()?,
         edits(),
+        images()?,
     ];
     for (target, name, bytes) in groups.into_iter().flatten() {
         let dir = corpus.join(target);
@@ -344,4 +345,83 @@ fn indexes() -> Result<Vec<Seed>, Box<dyn Error>> {
     let bytes = serde_json::to_vec(&index)?;
     Index::parse(&bytes)?;
     Ok(vec![("index", "two".to_owned(), bytes)])
+}
+
+/// Layers of every kind of entry, images of them in Docker's and in OCI form, their documents, their names.
+fn images() -> Result<Vec<Seed>, Box<dyn Error>> {
+    use rustiot_images::{Digest, Platform, Progress, Store, manifest};
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, kind: tar::EntryType, link: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_size(content.len() as u64);
+        header.set_device_major(1)?;
+        header.set_device_minor(3)?;
+        match link {
+            "" => layer.append_data(&mut header, name, content),
+            link => layer.append_link(&mut header, name, link),
+        }
+    };
+    let long = format!("d/{}", "n".repeat(150));
+    add("d/", tar::EntryType::Directory, "", b"")?;
+    add("d/f", tar::EntryType::Regular, "", b"content")?;
+    add(&long, tar::EntryType::Regular, "", &[7; 600])?;
+    add("d/hard", tar::EntryType::Link, "d/f", b"")?;
+    add("d/soft", tar::EntryType::Symlink, "../f", b"")?;
+    add("d/null", tar::EntryType::Char, "", b"")?;
+    add("d/fifo", tar::EntryType::Fifo, "", b"")?;
+    add("d/.wh.gone", tar::EntryType::Regular, "", b"")?;
+    add("e/.wh..wh..opq", tar::EntryType::Regular, "", b"")?;
+    layer.append_pax_extensions([("SCHILY.xattr.user.k", &b"value"[..]), ("mtime", b"1700000000.5")])?;
+    let mut header = tar::Header::new_gnu();
+    header.set_size(4);
+    layer.append_data(&mut header, "with", &b"pax!"[..])?;
+    let layer = layer.into_inner()?;
+    let host = Platform::host();
+    let config = serde_json::json!({
+        "architecture": host.architecture, "os": "linux", "config": {"Entrypoint": ["/a"], "Env": ["A=b"]},
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(&layer).to_string()]},
+        "history": [{"created_by": "x"}],
+    });
+    let list = serde_json::json!([{"Config": "c", "Layers": ["l"], "RepoTags": ["a:b"]}]);
+    let mut docker = tar::Builder::new(Vec::new());
+    for (name, bytes) in
+        [("l", &*layer), ("c", config.to_string().as_bytes()), ("manifest.json", list.to_string().as_bytes())]
+    {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        docker.append_data(&mut header, name, bytes)?;
+    }
+    let docker = docker.into_inner()?;
+    let dir = tempfile::tempdir()?;
+    let (store, _) = Store::open(dir.path(), rustiot_images::Limits::default())?;
+    let loaded = store.load(&mut docker.as_slice(), &host, &Progress::none())?;
+    let id = &loaded.first().ok_or("no image")?.id;
+    let mut saved = Vec::new();
+    store.save(&["a:b".to_owned()], &mut saved)?;
+    let document = serde_json::to_vec(&store.manifest(id).ok_or("no manifest")?)?;
+    manifest::Document::parse(&document, "")?;
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": manifest::media::OCI_INDEX, "manifests": [{
+            "mediaType": manifest::media::OCI_MANIFEST, "digest": Digest::of(&document).to_string(),
+            "size": document.len(), "platform": {"architecture": host.architecture, "os": "linux"},
+        }],
+    });
+    // The first byte says what the server called it, and how many layers there are.
+    let said = |byte: u8, text: &[u8]| [&[byte], text].concat();
+    Ok(vec![
+        ("image_layer", "kinds".to_owned(), layer),
+        ("image_archive", "docker".to_owned(), docker),
+        ("image_archive", "saved".to_owned(), saved),
+        ("image_manifest", "manifest".to_owned(), said(3, &document)),
+        ("image_manifest", "index".to_owned(), said(2, index.to_string().as_bytes())),
+        ("image_manifest", "config".to_owned(), said(1, config.to_string().as_bytes())),
+        ("image_reference", "short".to_owned(), b"alpine".to_vec()),
+        (
+            "image_reference",
+            "full".to_owned(),
+            format!("r.example:5000/a/b:1@{}", Digest::of(b"")).into_bytes(),
+        ),
+    ])
 }

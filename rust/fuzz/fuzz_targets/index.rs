@@ -12,8 +12,12 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         manifest_hash: oldest.map(|release| release.manifest_hash),
         root_hash: oldest.and_then(|release| release.root_hash),
     };
-    let mut facts =
-        Facts { compatible: index.compatible.clone(), readable: true, now: 1_800_000_000, ..Facts::default() };
+    let mut facts = Facts {
+        compatible: index.compatible.clone(),
+        readable: true,
+        now: 1_800_000_000,
+        ..Facts::default()
+    };
     let _ = plan(&index, &facts);
     facts.running = running;
     facts.space = Some(1 << 20);
