@@ -93,14 +93,17 @@ impl Host {
         self.engine.seen.lock().unwrap().iter().any(|line| line.contains(what))
     }
 
-    /// Sends bytes and returns what comes until the server closes, a second is silent, or two are over.
+    /// Sends bytes and returns what comes until the server closes, or a second is silent after the first byte or two are
+    /// over. The first byte may take as long as a busy machine needs.
     fn raw(&self, request: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).unwrap();
         // A server that refuses a body need not read all of it.
         let _ = stream.write_all(request.as_bytes());
-        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-        let mut answer = Vec::new();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut buffer = [0; 4096];
+        let first = stream.read(&mut buffer).unwrap_or(0);
+        let mut answer = buffer[..first].to_vec();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(2)
             && let Ok(n @ 1..) = stream.read(&mut buffer)
