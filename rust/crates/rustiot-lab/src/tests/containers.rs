@@ -563,9 +563,10 @@ fn races(ctx: &Ctx, machine: &Machine, engine: &Engine) -> Result<()> {
     }
     let there = machine.sh("ls /data/owner && cat /data/owner/secret")?;
     ensure!(there == "secret\nsecret", "the host's directory was written to: {there}");
-    // A volume whose place is a link in the image's root, or in another volume, stays inside.
+    // A volume whose place is a link in another volume stays inside. The race ended with a link there or a directory, as
+    // chance would have it; over a link it may be refused.
     engine.ok(&["rm", "-f", "racer"])?;
-    engine.ok(&[
+    engine.docker(&[
         "run",
         "--rm",
         "--network",
