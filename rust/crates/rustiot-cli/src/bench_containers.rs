@@ -58,7 +58,7 @@ impl Engine {
             Engine::Ours => "docker -H unix:///run/docker.sock",
             Engine::Docker => "docker -H unix:///run/dockerd.sock",
             Engine::Podman => {
-                "podman --log-level error --root /work/podman --runroot /run/podman --cgroup-manager cgroupfs \
+                "podman --log-level error --root /medium/podman --runroot /run/podman --cgroup-manager cgroupfs \
                  --events-backend file --runtime crun --storage-driver overlay"
             }
         }
@@ -96,11 +96,11 @@ impl Engine {
             Engine::Ours => Some(format!(
                 "mkdir -p /run/rustiot && for name in engine runtime; do \
                  ln -sf /programs/rustiot /run/rustiot/rustiot-$name; done && exec /run/rustiot/rustiot-engine \
-                 --data /work/ours --run /run/ours --socket /run/docker.sock --cgroup rustiot-bench \
+                 --data /medium/ours --run /run/ours --socket /run/docker.sock --cgroup rustiot-bench \
                  --shim /programs/rustiot-shim --runtime /run/rustiot/rustiot-runtime --insecure {REGISTRY}"
             )),
             Engine::Docker => Some(
-                "exec dockerd --data-root /work/docker --exec-root /run/docker -p /run/docker.pid --bridge=none \
+                "exec dockerd --data-root /medium/docker --exec-root /run/docker -p /run/docker.pid --bridge=none \
                  --iptables=false --ip6tables=false -l error -H unix:///run/dockerd.sock"
                     .to_owned(),
             ),
@@ -184,7 +184,7 @@ fn measure(world: &mut World, args: &args::BenchContainers, seen: &mut [Seen; 3]
         }
         let (client, options) = (engine.client(), engine.options());
         until(&format!("{name} answers"), || world.sh(&format!("{client} version")))?;
-        world.sh(&format!("{client} load -q -i /work/small.tar"))?;
+        world.sh(&format!("{client} load -q -i /medium/small.tar"))?;
         // What a load needed is given back, and what a daemon does after its start is done.
         std::thread::sleep(Duration::from_secs(5));
         seen.idle = engine.daemons().iter().map(|name| world.pss(name)).sum::<Result<u64>>()?;
@@ -223,7 +223,7 @@ fn measure(world: &mut World, args: &args::BenchContainers, seen: &mut [Seen; 3]
             for (image, times) in [("layers", &mut seen.pull_layers), ("big", &mut seen.pull_big)] {
                 engine.daemons().iter().try_for_each(|name| world.forget_peak(name))?;
                 let reference = format!("{REGISTRY}/{image}:1");
-                times.push(world.time(&format!("{before}{client} pull {of}{reference} && sync -f /work"))?);
+                times.push(world.time(&format!("{before}{client} pull {of}{reference} && sync -f /medium"))?);
                 let peak = match engine {
                     Engine::Podman => world.sh("cat /tmp/peak")?.trim().parse().context("no peak")?,
                     Engine::Ours | Engine::Docker => {
@@ -231,7 +231,7 @@ fn measure(world: &mut World, args: &args::BenchContainers, seen: &mut [Seen; 3]
                     }
                 };
                 seen.peak = seen.peak.max(peak);
-                world.sh(&format!("{client} rmi {reference} && sync -f /work"))?;
+                world.sh(&format!("{client} rmi {reference} && sync -f /medium"))?;
             }
         }
     }
@@ -252,7 +252,7 @@ fn until(what: &str, mut is: impl FnMut() -> Result<String>) -> Result<()> {
     Ok(())
 }
 
-/// Mounts, processes and a network of their own, with other engines' root and the medium at `/work`.
+/// Mounts, processes and a network of their own, with other engines' root and the medium at `/medium`.
 struct World {
     /// Ends, and everything inside with it, when its input is closed.
     holder: Child,
@@ -458,7 +458,7 @@ impl Packages {
 fn images(world: &mut World, busybox: &[u8], big: u64) -> Result<()> {
     eprintln!("  … images");
     let config = format!(
-        "version: 0.1\\nstorage:\\n  filesystem:\\n    rootdirectory: /work/registry\\nhttp:\\n  addr: {REGISTRY}\\n"
+        "version: 0.1\\nstorage:\\n  filesystem:\\n    rootdirectory: /medium/registry\\nhttp:\\n  addr: {REGISTRY}\\n"
     );
     world.sh(&format!("printf '{config}' > /tmp/registry.yml"))?;
     world.daemon("exec docker-registry serve /tmp/registry.yml")?;
@@ -476,7 +476,7 @@ fn images(world: &mut World, busybox: &[u8], big: u64) -> Result<()> {
     let large = layers(big.div_ceil(20), 200, 100_000);
     for (name, above) in [("small", Vec::new()), ("layers", many), ("big", large)] {
         let mut write = world
-            .command(&format!("cat > /work/{name}.tar"))
+            .command(&format!("cat > /medium/{name}.tar"))
             .stdin(Stdio::piped())
             .spawn()
             .context("cannot run nsenter")?;
@@ -486,7 +486,7 @@ fn images(world: &mut World, busybox: &[u8], big: u64) -> Result<()> {
         ensure!(write.wait().context("cannot wait")?.success(), "cannot write an image");
         if name != "small" {
             let push = format!(
-                "skopeo --insecure-policy copy -q --dest-tls-verify=false --dest-compress docker-archive:/work/{name}.tar \
+                "skopeo --insecure-policy copy -q --dest-tls-verify=false --dest-compress docker-archive:/medium/{name}.tar \
                  docker://{REGISTRY}/{name}:1"
             );
             until("the registry takes an image", || world.sh(&push))?;
