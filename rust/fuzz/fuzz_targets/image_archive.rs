@@ -4,28 +4,13 @@
 
 #[path = "shared/mend.rs"]
 mod mend;
+#[path = "shared/store.rs"]
+mod store;
 
-use std::sync::LazyLock;
-
-use rustiot_images::{Depth, Limits, Platform, Progress, Store};
-
-const LIMITS: fn() -> Limits = || Limits {
-    layer_size: 16 << 20,
-    image_size: 16 << 20,
-    ratio_from: 1 << 20,
-    reserve_bytes: 0,
-    reserve_inodes: 0,
-    ..Limits::default()
-};
-
-/// In memory: a store syncs what it writes.
-static STORE: LazyLock<(Store, tempfile::TempDir)> = LazyLock::new(|| {
-    let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
-    (Store::open(dir.path(), LIMITS()).expect("a store").0, dir)
-});
+use rustiot_images::{Depth, Platform, Progress};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let store = &STORE.0;
+    let store = store::store();
     let (platform, progress) = (Platform::host(), Progress::none());
     let load = |mut from: &[u8]| store.load(&mut from, &platform, &progress);
     if let Ok(loaded) = load(&mend::mend(bytes)) {

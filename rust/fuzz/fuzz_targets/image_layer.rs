@@ -4,25 +4,10 @@
 
 #[path = "shared/mend.rs"]
 mod mend;
+#[path = "shared/store.rs"]
+mod store;
 
-use std::sync::LazyLock;
-
-use rustiot_images::{Depth, Digest, Limits, Platform, Progress, Store};
-
-const LIMITS: fn() -> Limits = || Limits {
-    layer_size: 16 << 20,
-    image_size: 16 << 20,
-    ratio_from: 1 << 20,
-    reserve_bytes: 0,
-    reserve_inodes: 0,
-    ..Limits::default()
-};
-
-/// In memory: a store syncs what it writes.
-static STORE: LazyLock<(Store, tempfile::TempDir)> = LazyLock::new(|| {
-    let dir = tempfile::tempdir_in("/dev/shm").expect("a directory");
-    (Store::open(dir.path(), LIMITS()).expect("a store").0, dir)
-});
+use rustiot_images::{Depth, Digest, Platform, Progress};
 
 /// A Docker archive of an image with this layer.
 fn archive(layer: &[u8]) -> Vec<u8> {
@@ -48,7 +33,7 @@ fn archive(layer: &[u8]) -> Vec<u8> {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let layer = &*mend::mend(bytes);
-    let store = &STORE.0;
+    let store = store::store();
     if let Ok(loaded) = store.load(&mut archive(layer).as_slice(), &Platform::host(), &Progress::none()) {
         let report = store.scrub(Depth::Full).expect("a scrub");
         assert!(report.bad.is_empty() && report.damaged.is_empty(), "{report:?}");
