@@ -22,7 +22,7 @@ use crate::gate::{self, Conditions, Gate};
 use crate::plan::{Plan, WayKind};
 use crate::ports::{Disk, Fetcher, Installer, Ledger, Machine, Order, Place, Repository, Session};
 use crate::reconcile::{
-    self, Here, INSTALL_TRIES, READ_TRIES, Situation, install_delay, situation, trial_delay,
+    self, Here, INSTALL_TRIES, INSTALLER_DEATHS, READ_TRIES, Situation, install_delay, situation, trial_delay,
 };
 use crate::status::{
     By, Check, Expected, HistoryEntry, Hold, Outcome, Phase, PolicyNow, Progress, Request, Spent, Stage,
@@ -731,6 +731,9 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             if broken {
                 tx.broken_reads = tx.broken_reads.saturating_add(1);
             }
+            if failure.kind == Kind::Interrupted {
+                tx.deaths = tx.deaths.saturating_add(1);
+            }
             if outage && announced {
                 tx.tries = tx.tries.saturating_sub(1).max(1);
             }
@@ -746,6 +749,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         if failure.kind == Kind::ReadFailed && tx.broken_reads >= READ_TRIES {
             let failure = failure.hint(
                 "if the network is fine, the file on the server is damaged: compare its checksum with the original",
+            );
+            return self.give_up(Outcome::Failed, failure);
+        }
+        if tx.deaths >= INSTALLER_DEATHS {
+            let times = format!("RAUC died {} times while it installed {}", tx.deaths, tx.request.source);
+            let failure = Failure::new(Kind::Installer, times).because(failure.message).hint(
+                "the bundle may be malformed: build it again, and see `journalctl -u rauc` for what killed RAUC",
             );
             return self.give_up(Outcome::Failed, failure);
         }

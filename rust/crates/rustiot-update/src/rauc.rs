@@ -166,8 +166,8 @@ impl Installer for Rauc {
                 }
                 // Its messages come in order: had it completed, the signal above would have been seen first.
                 () = std::future::ready(()), if idle => {
-                    return Err(Failure::new(Kind::Interrupted, "RAUC stopped in the middle of the install")
-                        .hint("see `journalctl -u rauc`; the install is started again"));
+                    return Err(Failure::new(Kind::Interrupted, "RAUC died in the middle of the install")
+                        .hint("see `journalctl -u rauc`"));
                 }
                 _ = alive.tick() => idle = !self.busy().await?,
             }

@@ -124,7 +124,6 @@ pub fn adopt(record: &Record, here: &Here, now: u64) -> Option<Transaction> {
         started_at: now,
         started_boot: here.boot_id.clone(),
         tries: 1,
-        broken_reads: 0,
         tried_boot: None,
         install_seconds: None,
         approved: matches!(record.phase, BootPhase::Armed(_) | BootPhase::Trial { .. }),
@@ -138,6 +137,10 @@ pub const INSTALL_TRIES: u32 = 20;
 /// Most downloads that break off in the middle, with a server that answers again right away: a file that is damaged
 /// on the server looks the same to the kernel, and must not be fetched for ever.
 pub const READ_TRIES: u32 = 4;
+
+/// Most deaths of the installer in one transaction: one may be the kernel's, for want of memory, but a bundle that it
+/// cannot survive would cost the same again each time.
+pub const INSTALLER_DEATHS: u32 = 3;
 
 /// Pause before start number `tries + 1` of an install: 15 s, doubling, at most an hour.
 #[must_use]

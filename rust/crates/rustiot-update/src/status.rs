@@ -269,6 +269,9 @@ pub struct Transaction {
     /// How often a download broke off without a power cut.
     #[serde(default)]
     pub broken_reads: u32,
+    /// How often the installer itself died in the middle.
+    #[serde(default)]
+    pub deaths: u32,
     /// Boot id of the last start.
     #[serde(default)]
     pub tried_boot: Option<String>,
@@ -322,6 +325,7 @@ impl Transaction {
             started_boot: started_boot.to_owned(),
             tries: 0,
             broken_reads: 0,
+            deaths: 0,
             tried_boot: None,
             install_seconds: None,
             approved: false,

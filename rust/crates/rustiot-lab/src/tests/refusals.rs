@@ -22,7 +22,7 @@ pub(super) const TESTS: &[LabTest] = &[
     LabTest {
         name: "a_malformed_file_system_in_a_signed_bundle_costs_nothing",
         boards: &[],
-        promise: "A bundle that a trusted key has signed, whose squashfs is malformed (superblock, data): the install ends with the reason, the running system and its kernel go on, and a good bundle is installed afterwards.",
+        promise: "A bundle that a trusted key has signed, whose squashfs is malformed (superblock, data, directories): the install ends with the reason, the running system and its kernel go on, and a good bundle is installed afterwards.",
         tags: &[],
         run: a_malformed_file_system_in_a_signed_bundle_costs_nothing,
     },
@@ -129,8 +129,12 @@ fn a_malformed_file_system_in_a_signed_bundle_costs_nothing(ctx: &mut Ctx) -> Re
     std::os::unix::fs::symlink(&good, www.join(format!("{}.raucb", B.name)))
         .context("cannot link a bundle")?;
     let server = FileServer::start(&www)?;
-    // Not among them: a directory that cannot be read. RAUC 1.13 dies of it, and is asked twenty times, hours in all.
-    for (name, spoil) in [("superblock.raucb", spoil_superblock as Spoil), ("data.raucb", spoil_data)] {
+    // RAUC 1.13 dies of a directory that cannot be read, and is asked three times.
+    for (name, spoil) in [
+        ("superblock.raucb", spoil_superblock as Spoil),
+        ("data.raucb", spoil_data),
+        ("directory.raucb", spoil_directory),
+    ] {
         malformed(ctx, spoil, &www.join(name))?;
         // From a server, and as a file: RAUC reads them by different ways.
         machine.put("/run/bundle.raucb", &std::fs::read(www.join(name))?, crate::COMMAND)?;
@@ -170,6 +174,16 @@ fn spoil_superblock(image: &mut [u8]) -> Option<()> {
 /// The first file's data, which stand behind the superblock, are noise where a compressed block is expected.
 fn spoil_data(image: &mut [u8]) -> Option<()> {
     image.get_mut(96..1120)?.fill(0xa5);
+    Some(())
+}
+
+/// Its directories, one block of metadata with two bytes of length in front (`directory_table_start`, at 72), are noise.
+fn spoil_directory(image: &mut [u8]) -> Option<()> {
+    let start = u64::from_le_bytes(image.get(72..80)?.try_into().ok()?);
+    let start = usize::try_from(start).ok()?;
+    let block = image.get_mut(start..)?;
+    let length = usize::from(u16::from_le_bytes(*block.first_chunk()?) & 0x7fff);
+    block.get_mut(2..)?.get_mut(..length)?.fill(0xa5);
     Some(())
 }
 

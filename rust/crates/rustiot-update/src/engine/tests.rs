@@ -10,6 +10,7 @@ use super::*;
 use crate::bundle::{Image, Manifest};
 use crate::plan::Way;
 use crate::ports::{Found, Limits, NoPlan, Place, Question, Rules};
+use crate::reconcile::INSTALLER_DEATHS;
 use crate::status::Veto;
 use rustiot_config::scalar;
 use rustiot_config::{UpdateDownload, UpdateOnBattery, UpdateSettings};
@@ -885,6 +886,17 @@ async fn a_broken_download_is_repeated_and_other_failures_are_not() {
     .await;
     assert_eq!((entry.result, w.installs.get()), (Outcome::Failed, reconcile::READ_TRIES));
     assert!(entry.why.unwrap().hint.unwrap().contains("checksum"));
+
+    // And a bundle that RAUC does not survive kills it each time.
+    let w = world();
+    w.writes.borrow_mut().extend(vec![Write::Fails(Kind::Interrupted); 100]);
+    let entry = run(&w, async |mut c| {
+        c.install(Hold::None, false).await.unwrap();
+        c.end().await
+    })
+    .await;
+    assert_eq!((entry.result, w.phase(), w.installs.get()), (Outcome::Failed, "idle", INSTALLER_DEATHS));
+    assert!(entry.why.unwrap().hint.unwrap().contains("malformed"));
 
     for write in [Write::Fails(Kind::NoSpace), Write::Fails(Kind::Corrupt), Write::FailsBeforeWriting] {
         let w = world();
