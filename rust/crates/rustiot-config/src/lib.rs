@@ -17,9 +17,10 @@ pub use fragment::{Content, Fragment};
 pub use message::{Message, Place, Severity};
 pub use resolve::{Good, LastGood, Origin, Outcome, fuzz, resolve};
 pub use settings::{
-    EFFECTIVE, HawkbitConsent, HawkbitSettings, HawkbitSoft, HealthSettings, Ipv6, LoadError, LogSettings,
-    NetworkCheck, NetworkKind, NetworkSettings, ProxySettings, Settings, SshSettings, TimeSettings,
-    UpdateDownload, UpdateOnBattery, UpdatePolicy, UpdateReboot, UpdateSettings, WatchdogSettings,
+    EFFECTIVE, EngineSettings, HawkbitConsent, HawkbitSettings, HawkbitSoft, HealthSettings, Ipv6, LoadError,
+    LogSettings, NetworkCheck, NetworkKind, NetworkSettings, ProxySettings, Settings, SshSettings,
+    TimeSettings, UpdateDownload, UpdateOnBattery, UpdatePolicy, UpdateReboot, UpdateSettings,
+    WatchdogSettings,
 };
 
 /// The largest configuration file that is read, in bytes.

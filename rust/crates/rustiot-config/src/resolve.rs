@@ -554,6 +554,15 @@ fn range(key: &str, settings: &Settings) -> Result<(), String> {
         {
             Err("expected an https:// address".into())
         }
+        "engine.log_size" if settings.engine.log_size.bytes() < 64 << 10 => {
+            Err("expected a size of at least 64K".into())
+        }
+        "engine.log_files" if !(1..=100).contains(&settings.engine.log_files) => {
+            Err("expected a number from 1 to 100".into())
+        }
+        "engine.image_share" if settings.engine.image_share > 95 => {
+            Err("expected a percentage from 1 to 95, or 0 to let none go".into())
+        }
         "log.rate" if !(10..=1_000_000).contains(&settings.log.rate) => {
             Err("expected a number from 10 to 1000000".into())
         }
@@ -645,6 +654,15 @@ fn violations(settings: &Settings) -> Vec<Violation> {
         hawkbit.url.is_some() && ways.iter().filter(|way| way.is_some()).count() != 1,
         section(),
         "expected one of target_token_file, gateway_token_file and certificate, by which hawkBit knows the device",
+    );
+    let engine = &settings.engine;
+    rule(
+        engine.mirrors.iter().any(|mirror| {
+            mirror.parts().1.starts_with("http://")
+                && !engine.insecure_registries.iter().any(|registry| registry.as_str() == mirror.host())
+        }),
+        Scope::Keys(&["engine.mirrors", "engine.insecure_registries"]),
+        "expected https:// for mirrors, or the mirror's host (with its port) in engine.insecure_registries",
     );
     for (name, network) in &settings.network {
         let section = || Scope::Section(format!("network.{name}."));

@@ -177,6 +177,11 @@ impl Size {
     const MAX: u64 = 1 << 50;
     const UNITS: [(&'static str, u64); 3] = [("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)];
 
+    /// So many KiB (for defaults).
+    pub const fn kib(n: u64) -> Self {
+        Self(n.saturating_mul(1 << 10))
+    }
+
     /// So many MiB (for defaults).
     pub const fn mib(n: u64) -> Self {
         Self(n.saturating_mul(1 << 20))
@@ -499,6 +504,58 @@ text_value! {
         text.len() <= 2048
             && rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
             && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
+    }
+}
+
+text_value! {
+    /// A registry of container images.
+    Registry,
+    r#"a registry without scheme and path, such as "registry.example.com" or "192.168.1.5:5000""#,
+    "192.168.1.5:5000",
+    "^[A-Za-z0-9.:\\[\\]-]{1,255}$",
+    is_registry
+}
+
+text_value! {
+    /// A registry and a mirror of it.
+    Mirror,
+    r#"a registry, "=" and the address of its mirror, such as "docker.io=https://mirror.example.com""#,
+    "docker.io=https://mirror.example.com",
+    "^[A-Za-z0-9.:\\[\\]-]+=https?://[^\\s\"\\\\@?#]+$",
+    |text| {
+        text.split_once('=').is_some_and(|(registry, url)| {
+            let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or_default();
+            is_registry(registry)
+                && url.parse::<Url>().is_ok()
+                && is_registry(rest.split('/').next().unwrap_or_default())
+                && !rest.contains(['@', '?', '#'])
+        })
+    }
+}
+
+impl Mirror {
+    /// The registry and the mirror's address.
+    pub fn parts(&self) -> (&str, &str) {
+        self.0.split_once('=').unwrap_or_default()
+    }
+
+    /// The mirror's host, with its port if it has one.
+    pub fn host(&self) -> &str {
+        self.parts().1.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default()
+    }
+}
+
+/// `host`, `host:port`, `[address]` or `[address]:port`.
+fn is_registry(text: &str) -> bool {
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0) && !port.starts_with('+');
+    if let Some(rest) = text.strip_prefix('[') {
+        let Some((address, port)) = rest.split_once(']') else { return false };
+        return address.parse::<std::net::Ipv6Addr>().is_ok()
+            && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+    }
+    match text.split_once(':') {
+        Some((host, port)) => is_domain(host) && is_port(port),
+        None => is_domain(text),
     }
 }
 

@@ -6,7 +6,8 @@
 
 use crate::scalar::{
     AttributeName, AttributeText, Cidr, Controller, Country, Duration, FilePath, Host, Hostname, Ip, Label,
-    Mac, NetworkName, NoProxy, Passphrase, Pattern, Size, SshKey, Ssid, Tenant, Timezone, Unit, Url, Window,
+    Mac, Mirror, NetworkName, NoProxy, Passphrase, Pattern, Registry, Size, SshKey, Ssid, Tenant, Timezone,
+    Unit, Url, Window,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub update: UpdateSettings,
     /// How much room logs may take.
     pub log: LogSettings,
+    /// Containers: where images come from, and what they and their logs may take.
+    pub engine: EngineSettings,
     /// When a stalled device is reset.
     pub watchdog: WatchdogSettings,
     /// What "healthy" means, and how long a new release has to show it.
@@ -388,6 +391,42 @@ impl Default for LogSettings {
             max_memory: Size::mib(16),
             max_age: Duration::secs(30 * 86_400),
             rate: 10_000,
+        }
+    }
+}
+
+/// Containers: where images come from, and what they and their logs may take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(any(test, feature = "schema"), derive(JsonSchema), schemars(deny_unknown_fields))]
+#[serde(default)]
+pub struct EngineSettings {
+    /// Off: no container runs on this device, and the engine refuses every call.
+    pub enabled: bool,
+    /// Asked before the registry itself, in this order: which registry, "=", the mirror's address.
+    pub mirrors: Vec<Mirror>,
+    /// Registries and mirrors that are asked without a valid certificate, and by plain HTTP where they speak no TLS.
+    pub insecure_registries: Vec<Registry>,
+    /// Largest file of a container's log, where the container does not say.
+    pub log_size: Size,
+    /// Most files of a container's log, where the container does not say.
+    pub log_files: u32,
+    /// Most bytes that a container may log in a second on average, where it does not say; 0: no limit.
+    pub log_rate: Size,
+    /// Share of the data partition in percent that images may take before those go that no container needs, the oldest
+    /// first; 0: none goes by itself.
+    pub image_share: u8,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            mirrors: Vec::new(),
+            insecure_registries: Vec::new(),
+            log_size: Size::mib(4),
+            log_files: 3,
+            log_rate: Size::kib(256),
+            image_share: 0,
         }
     }
 }

@@ -26,11 +26,18 @@ pub struct Settings {
     pub most_json: usize,
     /// How long a JSON body may take, a tar stream may be silent, and a connection may idle.
     pub patience: Duration,
+    /// Every call but `/_ping` is answered 503 with this text: containers are not wanted here.
+    pub closed: Option<&'static str>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { most_connections: 256, most_json: 1024 * 1024, patience: Duration::from_secs(300) }
+        Self {
+            most_connections: 256,
+            most_json: 1024 * 1024,
+            patience: Duration::from_secs(300),
+            closed: None,
+        }
     }
 }
 

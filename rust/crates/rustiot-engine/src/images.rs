@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustiot_docker_api::engine::Which;
 use rustiot_docker_api::types::{
@@ -18,6 +19,9 @@ use tokio::sync::mpsc;
 
 use crate::create::of_image;
 use crate::engine::{Inner, receive};
+
+/// An image that came so short a time ago is not taken by itself: somebody may be about to run it.
+const FRESH: Duration = Duration::from_secs(3600);
 
 /// An image's error with the status that Docker gives it.
 pub fn error(error: rustiot_images::Error) -> Error {
@@ -223,6 +227,7 @@ impl Inner {
             };
             match result {
                 Ok(_) => {
+                    this.collect_later(Some(reference.clone()));
                     let name = reference.familiar();
                     let kind = rustiot_docker_api::types::EventKind::Image;
                     this.events.say(kind, "pull", &name, [("name".to_owned(), name.clone())].into());
@@ -273,6 +278,47 @@ impl Inner {
         Ok(all)
     }
 
+    /// Where images take more than their share, those go that nobody needs: not what has just come, nor what came within
+    /// the hour, which somebody may be about to run.
+    pub fn collect_later(self: &Arc<Self>, came: Option<Reference>) {
+        let share = u64::from(self.settings.image_share);
+        if share == 0 {
+            return;
+        }
+        let this = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let size = match nix::sys::statvfs::statvfs(&this.layout.images()) {
+                Ok(stat) => stat.blocks().saturating_mul(stat.fragment_size()),
+                Err(error) => {
+                    eprintln!("rustiot-engine: cannot ask for the size of the medium: {error}");
+                    return;
+                }
+            };
+            let policy = Policy {
+                all: true,
+                older_than: Some(FRESH),
+                until_used: Some(size / 100 * share),
+                keep: came.into_iter().collect(),
+                ..Policy::default()
+            };
+            match this.store.gc(&policy) {
+                Ok(removed) => {
+                    let kind = rustiot_docker_api::types::EventKind::Image;
+                    for name in &removed.untagged {
+                        this.events.say(kind, "untag", &name.familiar(), BTreeMap::new());
+                    }
+                    for image in &removed.images {
+                        eprintln!(
+                            "rustiot-engine: image {image} went: images take more than {share} % of the medium"
+                        );
+                        this.events.say(kind, "delete", &image.to_string(), BTreeMap::new());
+                    }
+                }
+                Err(error) => eprintln!("rustiot-engine: cannot remove unneeded images: {error}"),
+            }
+        });
+    }
+
     pub fn save_images(self: &Arc<Self>, wanted: Vec<String>) -> Result<ByteReader, Error> {
         for name in &wanted {
             self.image(name)?;
@@ -291,7 +337,7 @@ impl Inner {
     pub fn load_images(self: &Arc<Self>, archive: ByteReader) -> Result<Items<Progress>, Error> {
         let (theirs, feeding) = fed(archive)?;
         let (to, from) = mpsc::channel(64);
-        let this = Arc::clone(self);
+        let (this, again) = (Arc::clone(self), Arc::clone(self));
         tokio::spawn(async move {
             let say = to.clone();
             let loading = tokio::task::spawn_blocking(move || {
@@ -303,6 +349,7 @@ impl Inner {
             });
             let result = loading.await;
             feeding.abort();
+            again.collect_later(None);
             match result {
                 Ok(Ok(loaded)) => {
                     for image in loaded {

@@ -66,8 +66,12 @@ where
     std::fs::create_dir_all(&layout.run).map_err(StartError::Io)?;
     cgroup::prepare(&layout.apps()).map_err(StartError::Io)?;
     let listener = listen(&layout.socket).map_err(StartError::Io)?;
+    let enabled = settings.enabled;
     let inner = Arc::new(Inner::open(layout, settings)?);
-    inner.adopt().await.map_err(StartError::Io)?;
+    inner.adopt(enabled).await.map_err(StartError::Io)?;
+    if !enabled {
+        inner.end_all().await;
+    }
     notify::ready();
     let beat = tokio::spawn(notify::beat());
     let ended = serve(listener, Arc::new(RustiotEngine(inner))).await.map_err(StartError::Io);

@@ -532,11 +532,11 @@ impl Inner {
     }
 
     /// At the engine's start: torn creations and removals are finished, running containers are taken over, and those
-    /// that should run are started.
+    /// that should run are started if any may.
     ///
     /// # Errors
     /// The directories cannot be read.
-    pub async fn adopt(self: &Arc<Self>) -> std::io::Result<()> {
+    pub async fn adopt(self: &Arc<Self>, may_start: bool) -> std::io::Result<()> {
         let layout = &self.layout;
         for directory in [
             layout.containers(),
@@ -587,7 +587,8 @@ impl Inner {
         }
         rootfs::unmount_layers(layout, &layers);
         self.begin_networks().await;
-        for container in all {
+        self.collect_later(None);
+        for container in all.into_iter().filter(|_| may_start) {
             let due = {
                 let record = container.record();
                 match record.host.restart_policy.name.as_str() {
@@ -603,6 +604,20 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Ends all that run, each as its record says. What should run is not forgotten by it.
+    pub async fn end_all(&self) {
+        let all: Vec<Arc<Container>> = self.containers().values().filter(|c| c.runs()).cloned().collect();
+        let ends = all.iter().map(|container| async move {
+            let _guard = container.change.lock().await;
+            let (number, timeout) = {
+                let record = container.record();
+                (stop_signal(&record), record.config.stop_timeout.unwrap_or(10))
+            };
+            self.stop(container, number, timeout).await;
+        });
+        futures_util::future::join_all(ends).await;
     }
 
     /// Takes a running container over from an engine that is gone.

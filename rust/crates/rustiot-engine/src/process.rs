@@ -12,6 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Layout, Settings};
 
+/// What every call is answered on a device whose owner wants no containers.
+const OFF: &str = "containers are off on this device: [engine] enabled = false in rustiot.toml";
+
 /// The container engine: serves the Docker Engine API on a unix socket.
 ///
 /// Containers are held by their shims: they run on when the engine ends, and the next one takes them over.
@@ -40,7 +43,10 @@ struct Arguments {
     /// The OCI runtime.
     #[arg(long, value_name = "PATH", default_value = "/usr/lib/rustiot/rustiot-runtime")]
     runtime: PathBuf,
-    /// A registry (HOST or HOST:PORT) that may be asked without a valid certificate, or without TLS; may be repeated.
+    /// The owner's settings in force, of which `[engine]` and `[proxy]` count; without the file the defaults do.
+    #[arg(long, value_name = "FILE", default_value = rustiot_config::EFFECTIVE)]
+    settings: PathBuf,
+    /// One more registry (HOST or HOST:PORT) that may be asked without a valid certificate, or without TLS; may be repeated.
     #[arg(long, value_name = "HOST")]
     insecure: Vec<String>,
 }
@@ -69,8 +75,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let absolute =
         |path: PathBuf| std::path::absolute(&path).with_context(|| format!("no path: {}", path.display()));
     let data = absolute(arguments.data)?;
-    let mut settings = Settings { credentials: data.join("registry.json"), ..Settings::default() };
-    settings.registries.insecure = arguments.insecure;
+    let owner = rustiot_config::Settings::load_from(&arguments.settings).unwrap_or_else(|error| {
+        eprintln!("rustiot-engine: {:#}: the defaults count", anyhow::Error::from(error));
+        rustiot_config::Settings::default()
+    });
+    let mut settings = Settings { credentials: data.join("registry.json"), ..Settings::of(&owner) };
+    settings.registries.insecure.extend(arguments.insecure);
     let layout = Layout {
         data,
         run: absolute(arguments.run)?,
@@ -89,6 +99,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut term = signal(SignalKind::terminate()).context("cannot wait for signals")?;
         let mut int = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+        let server = rustiot_docker_api::server::Settings {
+            closed: (!settings.enabled).then_some(OFF),
+            ..rustiot_docker_api::server::Settings::default()
+        };
         crate::run(layout, settings, |listener, engine| {
             let stop = async move {
                 tokio::select! {
@@ -96,12 +110,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
                     _ = int.recv() => {}
                 }
             };
-            rustiot_docker_api::server::serve(
-                listener,
-                engine,
-                rustiot_docker_api::server::Settings::default(),
-                stop,
-            )
+            rustiot_docker_api::server::serve(listener, engine, server, stop)
         })
         .await?;
         anyhow::Ok(())

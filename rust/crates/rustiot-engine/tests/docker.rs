@@ -235,13 +235,19 @@ impl Device {
             .arg(bin.join("rustiot-shim"))
             .arg("--runtime")
             .arg(bin.join("rustiot-runtime"))
+            .arg("--settings")
+            .arg(self.path("settings.json"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
         self.engine = Some(engine);
-        until("the engine answers", || self.docker(&["version"], b"").status.success());
+        // One that is off refuses, which is an answer.
+        until("the engine answers", || {
+            let output = self.docker(&["version"], b"");
+            output.status.success() || String::from_utf8_lossy(&output.stderr).contains("containers are off")
+        });
     }
 
     /// The engine goes without a word.
@@ -894,4 +900,121 @@ networks:
     assert_eq!(device.ok(&["ps", "-aq"]), "");
     assert_eq!(device.links().len(), 1, "{:?}", device.links());
     assert_eq!(outside.asks(8080), None);
+}
+
+#[test]
+fn a_volume_over_a_link_in_another_volume_stays_inside() {
+    let Some(device) = Device::start() else { return };
+    let host = device.path("owner");
+    std::fs::create_dir_all(&host).unwrap();
+    let host = host.to_str().unwrap();
+    let make = format!("mkdir /v/inside; busybox ln -s /v/inside /v/good; busybox ln -s {host} /v/bad");
+    let none = ["run", "--rm", "--network", "none", "-v", "outer:/v"];
+    device.ok(&[&none[..], &["box:1", "sh", "-c", &make.replace("mkdir", "busybox mkdir")]].concat());
+    // A link to what is in the container is followed, as Docker does.
+    let seen =
+        [&none[..], &["-v", "inner:/v/good/x", "box:1", "sh", "-c", "echo in > /v/inside/x/file"]].concat();
+    device.ok(&seen);
+    let file = device.path("data/volumes/inner/_data/file");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "in\n");
+    // One to what is not there in the container is refused or made inside; the host's directory stays as it is.
+    let output = device.docker(&[&none[..], &["-v", "inner:/v/bad/x", "box:1", "true"]].concat(), b"");
+    eprintln!("over a link that leads nowhere: {output:?}");
+    assert!(
+        output.status.success() || String::from_utf8_lossy(&output.stderr).contains("rootfs"),
+        "{output:?}"
+    );
+    assert_eq!(std::fs::read_dir(host).unwrap().count(), 0);
+    assert!(device.mounts().iter().all(|m| !m.starts_with(host)), "{:?}", device.mounts());
+}
+
+#[test]
+fn an_owner_turns_containers_off_and_on_again() {
+    let Some(mut device) = Device::start() else { return };
+    device.sleeper("app", &["--restart", "always"]);
+    let pid = device.inspect(".State.Pid", "app");
+    device.kill_engine();
+    std::fs::write(device.path("settings.json"), r#"{"engine":{"enabled":false}}"#).unwrap();
+    device.boot();
+    let (code, said) = device.fails(&["ps"]);
+    assert!(code == 1 && said.contains("[engine] enabled = false in rustiot.toml"), "{said}");
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the container runs on");
+    device.kill_engine();
+    std::fs::write(device.path("settings.json"), r#"{"engine":{"log_size":"64K"}}"#).unwrap();
+    device.boot();
+    until("it runs again", || device.inspect(".State.Running", "app") == "true");
+    device.ok(&["rm", "-f", "app"]);
+}
+
+/// The client in a terminal of its own, which `script` makes; what it shows, to a file that the test reads.
+#[test]
+fn a_terminal_shows_resizes_ends_and_lets_go() {
+    let Some(device) = Device::start() else { return };
+    let run = |arguments: &str, keys: &[(&str, &[u8])]| {
+        let shown = device.path("shown");
+        let _ = std::fs::remove_file(&shown);
+        let client = format!("stty rows 33 cols 77; timeout -k 2 40 docker {arguments}; echo code $?");
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--flush", "--command", &client]).arg(&shown);
+        script.env("DOCKER_HOST", format!("unix://{}", device.path("s").display()));
+        script.env("DOCKER_CONFIG", device.path("config")).stdin(Stdio::piped()).stdout(Stdio::null());
+        let Ok(mut child) = script.spawn() else {
+            eprintln!("skipped: no script command (util-linux) on this machine");
+            return None;
+        };
+        let read = || String::from_utf8_lossy(&std::fs::read(&shown).unwrap_or_default()).into_owned();
+        let mut input = child.stdin.take().unwrap();
+        for (wanted, bytes) in keys {
+            until(wanted, || read().contains(wanted));
+            input.write_all(bytes).unwrap();
+        }
+        until("the client ends", || read().contains("code "));
+        drop(input);
+        child.wait().unwrap();
+        Some(read())
+    };
+    let size = "run --rm -it --network none box:1 sh -c \"test -t 0 && echo terminal; until busybox stty size | busybox grep -q '33 77'; do sleep 0.1; done; echo sized; sleep 30\"";
+    let Some(text) = run(size, &[("sized", b"\x03")]) else { return };
+    assert!(text.contains("terminal") && text.contains("code 130"), "{text}");
+    let shell = "run -it --name held --network none box:1 sh -c 'echo begun; while :; do sleep 0.1; done'";
+    let Some(text) = run(shell, &[("begun", b"\x10\x11")]) else { return };
+    assert!(text.contains("code 0"), "{text}");
+    assert_eq!(device.inspect(".State.Running", "held"), "true");
+    device.ok(&["rm", "-f", "held"]);
+}
+
+#[test]
+fn events_are_told_as_they_happen_and_init_reaps() {
+    let Some(device) = Device::start() else { return };
+    let mut watch = device.command(&["events", "--filter", "container=seen", "--format", "{{.Action}}"]);
+    let shown = device.path("events");
+    let file = std::fs::File::create(&shown).unwrap();
+    let _watch = Service(watch.stdin(Stdio::null()).stdout(file).spawn().unwrap());
+    let read = || std::fs::read_to_string(&shown).unwrap();
+    // Until the first is heard: the client takes its time to listen.
+    until("events are heard", || {
+        device.sleeper("seen", &[]);
+        device.ok(&["rm", "-f", "seen"]);
+        read().contains("destroy")
+    });
+    device.ok(&["run", "--rm", "--network", "none", "--name", "other", "box:1", "true"]);
+    let before = read().len();
+    device.sleeper("seen", &["--init"]);
+    let first = device.ok(&["exec", "seen", "cat", "/proc/1/cmdline"]);
+    assert!(first.contains("docker-init"), "{first}");
+    device.ok(&["exec", "seen", "sh", "-c", "(sleep 0.1 &) ; true"]);
+    until("the orphan is reaped", || {
+        let orphans = "for s in /proc/[0-9]*/stat; do cat $s; done 2>/dev/null";
+        !device.ok(&["exec", "seen", "sh", "-c", orphans]).contains(") Z ")
+    });
+    device.ok(&["stop", "seen"]);
+    assert_eq!(device.inspect(".State.ExitCode", "seen"), "3", "the signal reached the program");
+    device.ok(&["rm", "seen"]);
+    until("the end is told", || read().get(before..).is_some_and(|new| new.contains("destroy")));
+    let told: Vec<String> = read().get(before..).unwrap().lines().map(str::to_owned).collect();
+    let place =
+        |action: &str| told.iter().position(|t| t == action).unwrap_or_else(|| panic!("{action}: {told:?}"));
+    assert!(
+        place("create") < place("start") && place("start") < place("die") && place("die") < place("destroy")
+    );
 }

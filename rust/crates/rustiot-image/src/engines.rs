@@ -1,10 +1,10 @@
-//! A root with other container engines, for comparisons: Debian's packages, nothing configured. Never runs any of them.
-//! Called by the CLI's `bench containers`.
+//! A root with other container engines, for comparisons, and with a registry: Debian's packages, nothing configured. Never
+//! runs any of them. Called by the CLI's `bench containers`, and by tests that need a registry.
 
 use crate::cache::{Key, stage};
 use crate::context::{Context, Progress};
 use crate::error::{At, Error, content};
-use crate::toolbox::debian;
+use crate::toolbox::{Toolbox, debian};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -30,4 +30,12 @@ pub fn other_engines(ctx: &Context, progress: &dyn Progress) -> Result<PathBuf, 
         debian(&list.suite, "amd64", &list.packages, &work.join("root"), progress)
     })?;
     Ok(dir.join("root"))
+}
+
+/// A toolbox with `docker-registry` and `skopeo`: the same paths as in `toolbox`, in the root of [`other_engines`].
+///
+/// # Errors
+/// As [`other_engines`].
+pub fn registry_tools(ctx: &Context, toolbox: &Toolbox, progress: &dyn Progress) -> Result<Toolbox, Error> {
+    Ok(toolbox.other(other_engines(ctx, progress)?))
 }

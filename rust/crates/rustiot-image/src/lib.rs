@@ -43,7 +43,7 @@ pub use baseline::{ArchiveSizes, Baseline, Generator, archive_sizes};
 pub use bundle::{BundleRequest, bundle};
 pub use context::{Context, Plain, Progress, Silent, above_progress};
 pub use disk::{DiskRequest, Place, disk, lint, places};
-pub use engines::other_engines;
+pub use engines::{other_engines, registry_tools};
 pub use error::{Error, output_dir, output_file};
 pub use image::{Image, Request, Sizes, board, boards, build, check, verify, write_manifest};
 pub use initramfs::Init;

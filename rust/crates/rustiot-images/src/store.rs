@@ -224,6 +224,8 @@ pub struct Policy {
     pub older_than: Option<Duration>,
     /// Stop as soon as so many bytes are free on the file system; the oldest images go first.
     pub until_free: Option<u64>,
+    /// Stop as soon as layers take no more than so many bytes; the oldest images go first.
+    pub until_used: Option<u64>,
     /// Only images whose labels fit: `(name, value)`, any value where it is `None`.
     pub labels: Vec<(String, Option<String>)>,
     /// Images that stay although nobody needs them, by name.
@@ -774,14 +776,18 @@ impl Store {
             .collect();
         candidates.sort();
         let mut removed = Removed::default();
-        let enough = || policy.until_free.is_some_and(|wanted| self.inner.check_space("", wanted, 0).is_ok());
+        let enough = |state: &State| {
+            policy.until_free.is_some_and(|wanted| self.inner.check_space("", wanted, 0).is_ok())
+                || policy.until_used.is_some_and(|most| layers_size(&state.table) <= most)
+        };
         // Images that wait for space go one by one, to stop as soon as there is enough; all others in one write.
-        let groups: Vec<Vec<ImageId>> = match policy.until_free {
-            Some(_) => candidates.iter().map(|(_, id)| vec![*id]).collect(),
-            None => vec![candidates.iter().map(|(_, id)| *id).collect()],
+        let groups: Vec<Vec<ImageId>> = if policy.until_free.is_some() || policy.until_used.is_some() {
+            candidates.iter().map(|(_, id)| vec![*id]).collect()
+        } else {
+            vec![candidates.iter().map(|(_, id)| *id).collect()]
         };
         for group in groups {
-            if enough() {
+            if enough(&state) {
                 break;
             }
             self.inner.change(&mut state, |table| {
@@ -986,6 +992,12 @@ fn forget_bad(table: &mut Table) {
     for layer in bad {
         table.bad.remove(&layer);
     }
+}
+
+/// Bytes of all layers that images have, each counted once.
+fn layers_size(table: &Table) -> u64 {
+    let layers = table.images.values().flat_map(|known| &known.layers);
+    layers.map(|layer| (layer.diff_id, layer.size)).collect::<BTreeMap<_, _>>().values().sum()
 }
 
 fn damaged(state: &State) -> Vec<ImageId> {

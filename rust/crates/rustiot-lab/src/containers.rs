@@ -1,7 +1,8 @@
-//! The device's container engine from the workstation: its socket forwarded by ssh, the stock Docker client, and the one
-//! image that tests run. Decides nothing about containers. Used by the tests of containers and by `rustiot run`.
+//! The device's container engine from the workstation: its socket forwarded by ssh, the stock Docker client, the image that
+//! tests run, and a registry. Decides nothing about containers. Used by the tests of containers and by `rustiot run`.
 
 use crate::ctx::Ctx;
+use crate::device::Device as _;
 use crate::fixtures::compile;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -170,30 +171,124 @@ pub fn image(ctx: &Ctx) -> Result<PathBuf> {
         let program = ctx.dir().join("app");
         compile(ctx.lab, ctx.board, &ctx.lab.context.conf("lab/app/app.c"), &program)?;
         let program = std::fs::read(&program).context("cannot read the program of the image")?;
-        std::fs::write(&path, archive(ctx.board.arch.debian(), &program)?)
+        std::fs::write(&path, archive(ctx.board.arch.debian(), &program, &[])?)
             .context("cannot write the image")?;
     }
     Ok(path)
 }
 
-/// The archive's bytes.
-fn archive(architecture: &str, program: &[u8]) -> Result<Vec<u8>> {
+/// Debian's docker-registry at a port of this machine, which a machine of ours reaches at 10.0.2.2. It ends with its value.
+pub struct Registry {
+    serves: Child,
+    port: u16,
+}
+
+impl Registry {
+    /// With the images `team/app:1` and `team/app:2`: the program of [`IMAGE`] and as many bytes that do not compress as
+    /// it takes to be cut off in the middle. They share two of their three layers.
+    pub fn start(ctx: &Ctx) -> Result<Self> {
+        let tools = ctx.fixtures.registry_tools(ctx.lab)?;
+        let dir = ctx.dir().join("registry");
+        std::fs::create_dir_all(&dir).context("cannot make the registry's directory")?;
+        // Free now; whoever takes it in between makes the registry end, which is told.
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr());
+        let port = port.context("no free port")?.port();
+        let config = dir.join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            dir.join("data").display()
+        );
+        std::fs::write(&config, text).context("cannot write the registry's configuration")?;
+        let log = std::fs::File::create(ctx.dir().join("registry.log")).context("cannot make a log")?;
+        let mut command = tools.command("docker-registry");
+        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let serves = testbed::spawn(command).context("cannot run docker-registry")?;
+        let mut registry = Registry { serves, port };
+        let began = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let ended = registry.serves.try_wait().context("cannot ask for the registry")?;
+            ensure!(ended.is_none(), "docker-registry ended: see registry.log");
+            ensure!(began.elapsed() < FORWARDED, "docker-registry does not listen");
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        image(ctx)?;
+        let program = std::fs::read(ctx.dir().join("app")).context("cannot read the program of the image")?;
+        for (tag, own) in [("1", 1), ("2", 2)] {
+            let more = [noise(0, 3 << 20), noise(own, 2 << 20)];
+            let path = dir.join(format!("{tag}.tar"));
+            std::fs::write(&path, archive(ctx.board.arch.debian(), &program, &more)?)
+                .context("cannot write an image")?;
+            let mut push = tools.command("skopeo");
+            push.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", "--dest-compress"]);
+            push.arg(format!("oci-archive:{}", path.display()));
+            push.arg(format!("docker://127.0.0.1:{port}/team/app:{tag}"));
+            let output = push.stdin(Stdio::null()).output().context("cannot run skopeo")?;
+            ensure!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(registry)
+    }
+
+    /// An image's name for a machine of ours.
+    pub fn name(&self, tag: &str) -> String {
+        format!("10.0.2.2:{}/team/app:{tag}", self.port)
+    }
+
+    /// Lets a machine ask it, as an owner does: by a file on the config partition. It needs no restart.
+    pub fn allow(&self, machine: &Machine) -> Result<()> {
+        machine.sh(&format!(
+            "mount -o remount,rw /config && mkdir -p /config/rustiot.d && \
+             printf '[engine]\ninsecure_registries = [\"10.0.2.2:{}\"]\n' > /config/rustiot.d/registry.toml && \
+             sync && mount -o remount,ro /config && rustiot provision apply && \
+             grep -q 10.0.2.2:{} /run/rustiot/settings.json",
+            self.port, self.port
+        ))?;
+        Ok(())
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.serves.kill();
+        let _ = self.serves.wait();
+    }
+}
+
+/// Bytes that do not compress, the same for the same seed (xorshift64).
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    std::iter::repeat_with(|| next().to_le_bytes()).flatten().take(length).collect()
+}
+
+/// The archive's bytes; each of `more` is a file in a layer of its own.
+fn archive(architecture: &str, program: &[u8], more: &[Vec<u8>]) -> Result<Vec<u8>> {
     let mut layer = tar::Builder::new(Vec::new());
     for directory in ["etc/", "tmp/", "v/"] {
         add(&mut layer, directory, tar::EntryType::Directory, &[])?;
     }
     add(&mut layer, "app", tar::EntryType::Regular, program)?;
     add(&mut layer, "etc/passwd", tar::EntryType::Regular, b"root:x:0:0:root:/:/app\n")?;
-    let layer = layer.into_inner().context("cannot make a layer")?;
+    let mut layers = vec![layer.into_inner().context("cannot make a layer")?];
+    for (number, bytes) in more.iter().enumerate() {
+        let mut layer = tar::Builder::new(Vec::new());
+        add(&mut layer, &format!("more-{number}"), tar::EntryType::Regular, bytes)?;
+        layers.push(layer.into_inner().context("cannot make a layer")?);
+    }
+    let digests: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
     let config = json!({
         "architecture": architecture, "os": "linux", "config": {"Entrypoint": ["/app"], "Cmd": ["idle"]},
-        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+        "rootfs": {"type": "layers", "diff_ids": digests},
     });
     let config = config.to_string().into_bytes();
     let manifest = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": described("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [described("application/vnd.oci.image.layer.v1.tar", &layer)],
+        "layers": layers.iter().map(|l| described("application/vnd.oci.image.layer.v1.tar", l)).collect::<Vec<_>>(),
     });
     let manifest = manifest.to_string().into_bytes();
     let mut entry = described("application/vnd.oci.image.manifest.v1+json", &manifest);
@@ -207,7 +302,7 @@ fn archive(architecture: &str, program: &[u8]) -> Result<Vec<u8>> {
     let mut all = tar::Builder::new(Vec::new());
     add(&mut all, "oci-layout", tar::EntryType::Regular, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     add(&mut all, "index.json", tar::EntryType::Regular, index.to_string().as_bytes())?;
-    for blob in [&layer, &config, &manifest] {
+    for blob in layers.iter().chain([&config, &manifest]) {
         let name = format!("blobs/{}", digest(blob).replace(':', "/"));
         add(&mut all, &name, tar::EntryType::Regular, blob)?;
     }
@@ -237,7 +332,7 @@ mod tests {
 
     #[test]
     fn the_archive_names_every_blob_by_its_digest() {
-        let bytes = archive("amd64", b"program").unwrap();
+        let bytes = archive("amd64", b"program", &[noise(1, 5000)]).unwrap();
         let mut blobs = 0;
         for entry in tar::Archive::new(&*bytes).entries().unwrap() {
             let mut entry = entry.unwrap();
@@ -249,7 +344,7 @@ mod tests {
                 blobs += 1;
             }
         }
-        assert_eq!(blobs, 3);
+        assert_eq!(blobs, 4);
     }
 
     #[test]

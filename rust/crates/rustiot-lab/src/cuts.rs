@@ -1,12 +1,13 @@
 //! Power cuts at chosen instants of an update, of a first boot or of containers' lives, with the volatile write cache of a
 //! real medium: one run is recorded, then the disk is rebuilt as of many instants and each is booted.
 
-use crate::containers::{self, Engine, IMAGE};
+use crate::containers::{self, Engine, IMAGE, Registry};
 use crate::ctx::Ctx;
 use crate::device::{BootInfo, COMMAND, Device, HEALTHY};
 use crate::fixtures::{A, B, Release};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
+use serde_json::json;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
@@ -24,7 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub struct Recording {
     base: PathBuf,
     /// What a machine must be when it is healthy again after a cut.
-    whole: fn(&Machine, &BootInfo, &str) -> Result<()>,
+    whole: Whole,
     /// The roots that may run.
     roots: Vec<Root>,
     log_path: PathBuf,
@@ -35,6 +36,18 @@ pub struct Recording {
     prepared: u64,
     /// The bundles, at the address that the device was told.
     _server: Option<FileServer>,
+    /// The same of images.
+    registry: Option<Registry>,
+}
+
+/// What a machine must be when it is healthy again after a cut.
+enum Whole {
+    /// Slot a has the old release, slot b the new one; never a mixture.
+    OldOrNew,
+    /// All that a first boot makes is there.
+    Provisioned,
+    /// Whatever the engine shows is whole, and all can be done again.
+    Containers,
 }
 
 /// A release's root in its slot.
@@ -103,13 +116,14 @@ impl Recording {
         let roots = vec![root(ctx, &A, "a")?, root(ctx, &B, "b")?];
         Ok(Recording {
             base,
-            whole: old_or_new,
+            whole: Whole::OldOrNew,
             roots,
             log_path,
             log,
             watched,
             prepared: 0,
             _server: Some(server),
+            registry: None,
         })
     }
 
@@ -124,10 +138,21 @@ impl Recording {
         };
         let (log_path, log, watched) = record(machine, &boot)?;
         let roots = vec![root(ctx, &A, "a")?];
-        Ok(Recording { base, whole: provisioned, roots, log_path, log, watched, prepared: 0, _server: None })
+        Ok(Recording {
+            base,
+            whole: Whole::Provisioned,
+            roots,
+            log_path,
+            log,
+            watched,
+            prepared: 0,
+            _server: None,
+            registry: None,
+        })
     }
 
-    /// Loads an image and makes, starts, enters, stops and removes containers, volumes and images on a healthy machine.
+    /// Loads and pulls images, makes, starts, enters, stops and removes containers and volumes, and collects images on a
+    /// healthy machine.
     pub fn of_containers(ctx: &Ctx) -> Result<Self> {
         let snapshot = ctx.fixtures.healthy(ctx.lab, ctx.board)?;
         let base = ctx.dir().join("before.raw");
@@ -135,21 +160,24 @@ impl Recording {
         let machine = ctx.healthy_logged()?;
         let archive = std::fs::read(containers::image(ctx)?).context("cannot read the image")?;
         machine.put(ARCHIVE, &archive, COMMAND)?;
+        let registry = Registry::start(ctx)?;
+        registry.allow(&machine)?;
         machine.sh("sync")?;
         let writes = machine.dir().join("writes.log");
         let prepared = std::fs::metadata(&writes).context("there is no log of writes")?.len();
         let engine = Engine::of(ctx, &machine)?;
-        let (log_path, log, watched) = record(machine, &|_| life_of_containers(&engine, ctx))?;
+        let (log_path, log, watched) = record(machine, &|_| life_of_containers(&engine, ctx, &registry))?;
         let roots = vec![root(ctx, &A, "a")?];
         Ok(Recording {
             base,
-            whole: containers_are_whole,
+            whole: Whole::Containers,
             roots,
             log_path,
             log,
             watched,
             prepared,
             _server: None,
+            registry: Some(registry),
         })
     }
 
@@ -224,10 +252,94 @@ impl Recording {
             }
             let boot = machine.wait_healthy()?;
             ensure!(machine.version()? == root.version, "it runs {}", machine.version()?);
-            (self.whole)(&machine, &boot, root.version)
+            self.whole(&machine, &boot, root.version)
         };
         cut.problem = attempt().err().map(|error| format!("{error:#}"));
         cut
+    }
+
+    fn whole(&self, machine: &Machine, boot: &BootInfo, version: &str) -> Result<()> {
+        match (&self.whole, &self.registry) {
+            (Whole::OldOrNew, _) => old_or_new(boot, version),
+            (Whole::Provisioned, _) => provisioned(machine),
+            (Whole::Containers, Some(registry)) => containers_are_whole(machine, registry),
+            (Whole::Containers, None) => bail!("there is no registry"),
+        }
+    }
+
+    /// Tries all of `instants` of a recording of containers' lives as [`Recording::try_cut`] does, but for the machine: it
+    /// is one that runs, and gets the data partition as each cut left it on a disk of its own, mounts it as a boot does,
+    /// and starts its engine over it. Nothing of that partition has been in the machine before.
+    pub fn try_data(
+        &self,
+        ctx: &Ctx,
+        instants: &[(usize, u64)],
+        told: &dyn Fn(usize, &Cut),
+    ) -> Result<Vec<Cut>> {
+        let registry = self.registry.as_ref().context("there is no registry")?;
+        let (mut warm, mut cuts) = (None, Vec::new());
+        for &(after_writes, seed) in instants {
+            let none = || "-".to_string();
+            let mut cut =
+                Cut { after_writes, seed, slot: none(), version: none(), healthy: false, problem: None };
+            let machine = match warm.take() {
+                Some(machine) => machine,
+                None => warm_machine(ctx, registry)?,
+            };
+            match self.data_is_whole(ctx, &machine, registry, after_writes, seed) {
+                Ok(()) => warm = Some(machine),
+                // What it left behind would be taken for the next one's.
+                Err(error) => cut.problem = Some(format!("{error:#}")),
+            }
+            cuts.push(cut.clone());
+            told(cuts.len(), &cut);
+        }
+        Ok(cuts)
+    }
+
+    fn data_is_whole(
+        &self,
+        ctx: &Ctx,
+        machine: &Machine,
+        registry: &Registry,
+        after_writes: usize,
+        seed: u64,
+    ) -> Result<()> {
+        let image = ctx.dir().join("data.raw");
+        flatten(ctx, &self.base, &image)?;
+        apply(&self.log.cut(after_writes, seed), &self.log_path, &image)?;
+        let start = testbed::partition_start(&image, "data")?;
+        let bytes = testbed::partition_bytes(&image, "data")?;
+        let file = json!({"driver": "file", "filename": image});
+        let node = json!({"driver": "raw", "node-name": "cut", "offset": start, "size": bytes, "file": file});
+        machine.qmp().run("blockdev-add", node)?;
+        let device =
+            json!({"driver": "scsi-hd", "id": "cut", "bus": "scsi.0", "drive": "cut", "serial": "cut"});
+        machine.qmp().run("device_add", device)?;
+        machine.wait_until("the disk of the cut", COMMAND, &mut |machine| {
+            Ok(machine.run(&format!("test -b {CUT_DISK}"), COMMAND)?.ok())
+        })?;
+        machine.sh(&format!(
+            "mkdir -p /run/cut && mount -t ext4 -o \"$(findmnt -no OPTIONS /data)\" {CUT_DISK} /run/cut && \
+             mkdir -p /run/cut/engine && mount --bind /run/cut/engine /data/engine && \
+             systemctl start rustiot-engine.socket rustiot-engine-resume.service"
+        ))?;
+        let whole = containers_are_whole(machine, registry);
+        if let Err(error) = whole {
+            let journal = machine.sh("journalctl -q -u rustiot-engine -n 20 -o cat; ls -l /data/engine/*");
+            return Err(error.context(journal.unwrap_or_default()));
+        }
+        machine.sh(&format!(
+            "{ENGINE_ENDS} && umount /data/engine && umount /run/cut && e2fsck -f -n {CUT_DISK}"
+        ))?;
+        let mark = machine.mark();
+        machine.qmp().run("device_del", json!({"id": "cut"}))?;
+        machine.qmp().wait("DEVICE_DELETED", mark, HEALTHY)?;
+        machine.qmp().run("blockdev-del", json!({"node-name": "cut"}))?;
+        machine.wait_until("the disk to be gone", COMMAND, &mut |machine| {
+            Ok(!machine.run(&format!("test -b {CUT_DISK}"), COMMAND)?.ok())
+        })?;
+        std::fs::remove_file(&image).context("cannot remove a disk")
     }
 
     /// Tries all of `instants`, `workers` machines at once, and follows every `healthy`th until it is healthy, the
@@ -307,15 +419,13 @@ fn holds(disk: &File, at: u64, content: &Path) -> Result<bool> {
     }
 }
 
-/// Slot a has the old release, slot b the new one; never a mixture.
-fn old_or_new(_: &Machine, boot: &BootInfo, version: &str) -> Result<()> {
+fn old_or_new(boot: &BootInfo, version: &str) -> Result<()> {
     let expected = if boot.slot.letter() == "a" { A.version } else { B.version };
     ensure!(version == expected, "slot {} runs {version}", boot.slot);
     Ok(())
 }
 
-/// All that a first boot makes is there.
-fn provisioned(machine: &Machine, _: &BootInfo, _: &str) -> Result<()> {
+fn provisioned(machine: &Machine) -> Result<()> {
     machine.wait_settled()?;
     machine.sh("test -s /state/identity/machine-id && test -s /state/identity/device.key")?;
     machine.sh("ssh-keygen -l -f /state/ssh/ssh_host_ed25519_key && findmnt /state && findmnt /data")?;
@@ -335,9 +445,14 @@ fn provisioned(machine: &Machine, _: &BootInfo, _: &str) -> Result<()> {
 
 /// Where the recorded device has the archive of the image.
 const ARCHIVE: &str = "/data/app.tar";
+/// Where a cut's data partition appears in the machine that runs.
+const CUT_DISK: &str = "/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_cut";
+/// Ends the engine and takes away what it keeps in memory for later; as after a start of the device nothing is mounted.
+const ENGINE_ENDS: &str = "systemctl stop rustiot-engine.socket rustiot-engine.service && \
+    { grep -o '/run/rustiot/engine/[^ ]*' /proc/mounts | sort -r | xargs -r umount; } && rm -rf /run/rustiot/engine";
 
 /// Twice, so that what is made meets what was removed before.
-fn life_of_containers(engine: &Engine, ctx: &Ctx) -> Result<()> {
+fn life_of_containers(engine: &Engine, ctx: &Ctx, registry: &Registry) -> Result<()> {
     let archive = containers::image(ctx)?;
     for _ in 0..2 {
         engine.ok(&["load", "-i", &archive.to_string_lossy()])?;
@@ -347,24 +462,49 @@ fn life_of_containers(engine: &Engine, ctx: &Ctx) -> Result<()> {
         engine.ok(&["start", "two"])?;
         engine.ok(&["stop", "two"])?;
         engine.ok(&["rename", "two", "three"])?;
+        // By the pull that `run` makes of itself, and by one of its own that finds two of three layers.
+        engine.ok(&["run", "-d", "--name", "four", "--network", "none", &registry.name("1"), "idle"])?;
+        engine.ok(&["pull", &registry.name("2")])?;
         engine.ok(&["rm", "-f", "one", "three"])?;
         engine.ok(&["volume", "rm", "store"])?;
+        // Takes what no container needs, and later the rest.
         engine.ok(&["image", "prune", "--all", "--force"])?;
+        engine.ok(&["rm", "-f", "four"])?;
+        engine.ok(&["image", "rm", &registry.name("1")])?;
     }
     Ok(())
 }
 
-/// Whatever the engine shows is whole: containers start, images run, what is removed leaves nothing, and the same image
-/// can be loaded.
-fn containers_are_whole(machine: &Machine, _: &BootInfo, _: &str) -> Result<()> {
-    let names = |command: &str, pointer: &str| -> Result<Vec<String>> {
+/// A machine with a place for a further disk, that may ask the registry, and whose engine does not run.
+fn warm_machine(ctx: &Ctx, registry: &Registry) -> Result<Machine> {
+    let base = ctx.fixtures.base(ctx.lab, ctx.board)?;
+    let dir = ctx.machine_dir()?;
+    let disk = Disk::overlay(&ctx.lab.tools(), &base, &dir.file("disk.qcow2"), Some(ctx.fixtures.medium()))?;
+    let mut spec = ctx.lab.spec(ctx.board)?;
+    spec.devices.push("virtio-scsi-pci,id=scsi".into());
+    let machine = Off::new(spec, disk, dir)?.power_on()?;
+    machine.wait_healthy()?;
+    machine.wait_settled()?;
+    let archive = std::fs::read(containers::image(ctx)?).context("cannot read the image")?;
+    machine.put(ARCHIVE, &archive, COMMAND)?;
+    registry.allow(&machine)?;
+    machine.sh(&format!("mkdir -p /data/engine && modprobe -a virtio_scsi sd_mod && {ENGINE_ENDS}"))?;
+    Ok(machine)
+}
+
+/// Whatever the engine shows is whole: containers start, images run, what is removed leaves nothing, and the same images
+/// can be had again, by an archive and by the registry.
+fn containers_are_whole(machine: &Machine, registry: &Registry) -> Result<()> {
+    let names = |command: &str, pointers: &[&str]| -> Result<Vec<String>> {
         let list = machine.sh(command)?;
         let list: Vec<serde_json::Value> =
             serde_json::from_str(&list).with_context(|| format!("{command}: {list}"))?;
-        let name = |row: &serde_json::Value| row.pointer(pointer)?.as_str().map(str::to_owned);
+        let name = |row: &serde_json::Value| {
+            pointers.iter().find_map(|p| row.pointer(p)?.as_str().map(str::to_owned))
+        };
         Ok(list.iter().filter_map(name).collect())
     };
-    for name in names("rustiot container list --all --json", "/Names/0")? {
+    for name in names("rustiot container list --all --json", &["/Names/0"])? {
         let name = name.trim_start_matches('/');
         machine.sh(&format!("rustiot container inspect {name} && rustiot container start {name}"))?;
         machine.sh(&format!("rustiot container remove --force {name}"))?;
@@ -376,14 +516,23 @@ fn containers_are_whole(machine: &Machine, _: &BootInfo, _: &str) -> Result<()> 
              rustiot container remove --force probe"
         ))
     };
-    for image in names("rustiot container images --json", "/RepoTags/0")? {
+    for image in names("rustiot container images --json", &["/RepoTags/0", "/Id"])? {
         run(&image)?;
         machine.sh(&format!("rustiot container remove-image {image}"))?;
     }
-    // Layers of a load that was cut off are kept for the next one until an image is removed (docs/contracts/images.md).
-    machine.sh(&format!("rustiot container load {ARCHIVE}"))?;
-    run(IMAGE)?;
-    machine.sh(&format!("rustiot container remove-image {IMAGE}"))?;
+    // Layers of a load or pull that was cut off are kept for the next one until an image is removed
+    // (docs/contracts/images.md).
+    for (how, image) in [
+        (format!("load {ARCHIVE}"), IMAGE.to_owned()),
+        (format!("pull {}", registry.name("1")), registry.name("1")),
+        (format!("pull {}", registry.name("2")), registry.name("2")),
+    ] {
+        machine.sh(&format!("rustiot container {how}"))?;
+        run(&image)?;
+    }
+    for image in [IMAGE, &registry.name("1"), &registry.name("2")] {
+        machine.sh(&format!("rustiot container remove-image {image}"))?;
+    }
     let left = machine
         .sh("ls /data/engine/containers /data/engine/images; findmnt -rno TARGET | grep engine/c/ || true")?;
     let debris =

@@ -6,7 +6,7 @@ use crate::lab::Lab;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_board::{Arch, Board};
 use rustiot_image::keys::{self, Signer};
-use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Plain, Progress, Request, Silent};
+use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Plain, Progress, Request, Silent, Toolbox};
 use rustiot_repository::publish::{Repository, Settings};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -211,6 +211,13 @@ impl Fixtures {
                 rustiot_image::disk(&lab.context, &lab.toolbox, &image, &request, &path, self.progress())?;
             }
             Ok(path.clone())
+        })
+    }
+
+    /// A toolbox with a registry and what pushes to it.
+    pub fn registry_tools(&self, lab: &Lab) -> Result<Toolbox> {
+        self.once("registry", || {
+            Ok(rustiot_image::registry_tools(&lab.context, &lab.toolbox, self.progress())?)
         })
     }
 

@@ -6,7 +6,7 @@
 use crate::os::Os;
 use crate::status::{Outcome, Status};
 use crate::storage::Result;
-use rustiot_config::{Content, Fragment, LastGood, MAX_FILE, Message, Place, Severity, render};
+use rustiot_config::{Content, Fragment, LastGood, MAX_FILE, Message, Place, Settings, Severity, render};
 use std::io;
 use std::path::Path;
 
@@ -21,6 +21,8 @@ const ZONES: &str = "/usr/share/zoneinfo";
 pub(crate) struct Changed {
     /// Paths below `/run`.
     pub files: Vec<String>,
+    /// `[engine]` or `[proxy]` says something else than before.
+    pub engine: bool,
 }
 
 impl Changed {
@@ -114,6 +116,11 @@ pub(crate) fn configuration(os: &impl Os, default_hostname: &str, status: &mut S
             }
         }
     }
+    let before = os.read(Path::new(rustiot_config::EFFECTIVE), 4 * MAX_FILE).ok().flatten();
+    let before: Option<Settings> = before.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    changed.engine = before.is_some_and(|before| {
+        before.engine != resolved.settings.engine || before.proxy != resolved.settings.proxy
+    });
     let settings = serde_json::to_string(&resolved.settings.clone().without_secrets()).unwrap_or_default();
     note("rustiot/settings.json", render_file(os, "rustiot/settings.json", &settings, 0o644));
     let zone = if zone_exists { zone } else { "UTC".into() };

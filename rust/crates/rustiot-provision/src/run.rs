@@ -176,7 +176,11 @@ pub(crate) fn reapply(os: &impl Os) -> Status {
         ];
         let mut problems = Vec::new();
         let mut outcome = Outcome::Unchanged;
-        for (_, program, arguments) in told.into_iter().filter(|(directory, ..)| changed.within(directory)) {
+        let told = told.into_iter().filter(|(directory, ..)| changed.within(directory));
+        // Containers do not notice a restart of their engine. One that is about to end them needs its time.
+        let engine: (_, _, &[&str]) =
+            ("", "systemctl", &["--no-block", "try-restart", "rustiot-engine.service"]);
+        for (_, program, arguments) in told.chain(changed.engine.then_some(engine)) {
             outcome = Outcome::Done;
             match os.run(program, arguments) {
                 Ok(ran) if ran.code == Some(0) => {}

@@ -304,6 +304,19 @@ fn applying_again_tells_those_whose_files_changed() {
         ["networkctl reload", "systemctl try-restart systemd-timesyncd.service"],
         "the network section is gone, the time servers are others"
     );
+    for more in [
+        "[engine]\nimage_share = 50\n",
+        "[engine]\nimage_share = 50\n[proxy]\nhttp = 'http://p.example:3128'\n",
+    ] {
+        machine.set_config(&format!("hostname = 'cellar'\n[time]\nservers = ['ntp.example']\n{more}"));
+        machine.programs();
+        run::reapply(&machine);
+        let told = machine.programs();
+        assert!(
+            told.contains(&"systemctl --no-block try-restart rustiot-engine.service".to_owned()),
+            "{told:?}"
+        );
+    }
     assert!(!machine.has("/run/systemd/network/50-rustiot-lan.network"));
 }
 

@@ -101,6 +101,26 @@ fn each_message_says_where_what_and_what_now() {
             "/config/rustiot.toml:2:14: error: update.rate_limit: expected a size of at least 1K (bytes a second); update.rate_limit is unset (default)",
         ),
         (
+            "[engine]\ninsecure_registries = ['192.168.1.5:5000', 'http://registry.example']\n",
+            r#"/config/rustiot.toml:2:44: error: engine.insecure_registries: expected a registry without scheme and path, such as "registry.example.com" or "192.168.1.5:5000"; this entry is left out"#,
+        ),
+        (
+            "[engine]\nmirrors = ['https://mirror.example']\n",
+            r#"/config/rustiot.toml:2:12: error: engine.mirrors: expected a registry, "=" and the address of its mirror, such as "docker.io=https://mirror.example.com"; engine.mirrors is a list of 0 entries (default)"#,
+        ),
+        (
+            "[engine]\nmirrors = ['docker.io=http://mirror.example:5000']\n",
+            "/config/rustiot.toml:2:11: error: engine.mirrors: expected https:// for mirrors, or the mirror's host (with its port) in engine.insecure_registries; engine.mirrors is a list of 0 entries (default)",
+        ),
+        (
+            "[engine]\nimage_share = 100\n",
+            "/config/rustiot.toml:2:15: error: engine.image_share: expected a percentage from 1 to 95, or 0 to let none go; engine.image_share is 0 (default)",
+        ),
+        (
+            "[engine]\nlog_size = '1K'\n",
+            r#"/config/rustiot.toml:2:12: error: engine.log_size: expected a size of at least 64K; engine.log_size is "4M" (default)"#,
+        ),
+        (
             "[time]\nservers = 1979-05-27\n",
             r#"/config/rustiot.toml:2:11: error: time.servers: expected a list such as ["…"], found a date; time.servers is a list of 1 entry (default)"#,
         ),
@@ -381,5 +401,30 @@ proptest! {
         let text = serde_json::to_string(&outcome.settings).unwrap();
         prop_assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), outcome.settings);
         fuzz(text.as_bytes());
+    }
+}
+
+#[test]
+fn a_plain_mirror_is_good_where_it_is_listed() {
+    let text = "[engine]\nmirrors = ['docker.io=http://mirror.example:5000/cache']\n\
+                insecure_registries = ['mirror.example:5000', '[fd00::1]:5000', 'registry.example']\nlog_rate = '0'\n";
+    let outcome = run(text, &LastGood::default());
+    assert_eq!(messages(&outcome), [""; 0]);
+    let engine = outcome.settings.engine;
+    assert_eq!(engine.mirrors[0].parts(), ("docker.io", "http://mirror.example:5000/cache"));
+    assert_eq!(engine.mirrors[0].host(), "mirror.example:5000");
+    assert_eq!((engine.insecure_registries.len(), engine.log_rate.bytes()), (3, 0));
+    for bad in ["", "a/b", "https://a", "a:", "a:0", "a:70000", "a b", "[fd00::1", "[x]:1", "a:+5", "-a"] {
+        assert!(bad.parse::<crate::scalar::Registry>().is_err(), "{bad:?}");
+    }
+    for bad in [
+        "docker.io=",
+        "docker.io=ftp://m",
+        "=https://m",
+        "docker.io=https://u:p@m",
+        "docker.io=https://m?x",
+        "d",
+    ] {
+        assert!(bad.parse::<crate::scalar::Mirror>().is_err(), "{bad:?}");
     }
 }

@@ -91,6 +91,9 @@ pub async fn answer(
     let upgrade = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
     let mut response = match version_and_path(parts.uri.path()) {
+        Ok((_, path)) if settings.closed.is_some() && path != "/_ping" => {
+            answer::error(&Error::Unavailable(settings.closed.unwrap_or_default().to_owned()))
+        }
         Ok((minor, path)) => {
             let call = Call {
                 engine,
