@@ -5,6 +5,8 @@ root=$1 medium=$2 programs=$3
 mount --bind "$root" "$root"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
+# podman keeps its locks there.
+mount -t tmpfs tmpfs "$root/dev/shm"
 mount -t sysfs sysfs "$root/sys"
 mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
 mount -t tmpfs tmpfs "$root/run"

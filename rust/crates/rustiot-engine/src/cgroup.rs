@@ -37,12 +37,25 @@ fn write(group: &Path, file: &str, value: &str) -> Result<(), Error> {
 /// # Errors
 /// It cannot be made.
 pub fn prepare(parent: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(parent.join("shims"))?;
+    std::fs::create_dir_all(shims(parent))?;
     let controllers = std::fs::read_to_string(parent.join("cgroup.controllers"))?;
     for controller in controllers.split_whitespace() {
         let _ = write(parent, "cgroup.subtree_control", &format!("+{controller}"));
     }
     Ok(())
+}
+
+/// The shims' group.
+pub fn shims(parent: &Path) -> PathBuf {
+    parent.join("shims")
+}
+
+/// Moves a process into it. The kernel waits for a grace period of RCU (some 10 ms), unless it has just done so.
+///
+/// # Errors
+/// There is no such process any more, or the kernel refuses.
+pub fn join(group: &Path, pid: u32) -> Result<(), Error> {
+    write(group, "cgroup.procs", &pid.to_string())
 }
 
 /// Docker's shares (2 to 262144) as a weight (1 to 10000), as runc converts them.

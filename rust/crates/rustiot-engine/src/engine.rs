@@ -358,7 +358,7 @@ impl Inner {
         }
         let image = record.image.parse().map_err(|_| Error::NoSuchImage(record.image.clone()))?;
         let layers = self.store.rootfs(&image).map_err(images::error)?;
-        let at = rootfs::mount_root(&self.layout, &record.id, &layers)
+        let at = rootfs::mount_root(&self.layout, &record, &layers)
             .map_err(|e| Error::failed("cannot mount the container's root", e))?;
         let root = Root::open(&at).map_err(failed)?;
         Ok((Files { root, _mounted: Some(Mounted { layout: self.layout.clone(), container }) }, path.into()))
@@ -821,14 +821,16 @@ impl Engine for RustiotEngine {
             std::fs::set_permissions(engine.layout.upper(&id), std::fs::Permissions::from_mode(0o755))
                 .map_err(failed)?;
             // The record last: a directory without one was never a container.
-            record
-                .save(&engine.layout.record(&id))
-                .map_err(|e| Error::failed("cannot keep the container", e))?;
+            record.save(&engine.layout).map_err(|e| Error::failed("cannot keep the container", e))?;
+            if record.is_transient() {
+                return Ok(());
+            }
             sync_directory(&engine.layout.containers()).map_err(failed)
         })();
         if let Err(error) = kept {
             engine.store.release(&id);
             let _ = std::fs::remove_dir_all(directory);
+            let _ = std::fs::remove_dir_all(engine.layout.transient(&id));
             return Err(error);
         }
         let container = Arc::new(Container::new(record));
@@ -925,7 +927,7 @@ impl Engine for RustiotEngine {
             record.stopped = true;
             record.wanted = false;
             record
-                .save(&self.0.layout.record(&container.id))
+                .save(&self.0.layout)
                 .map_err(|e| Error::failed("cannot keep that the container is stopped", e))?;
         }
         if was_restarting {
@@ -1009,9 +1011,7 @@ impl Engine for RustiotEngine {
             let mut record = container.record();
             let mut renamed = record.clone();
             name.clone_into(&mut renamed.name);
-            renamed
-                .save(&self.0.layout.record(&container.id))
-                .map_err(|e| Error::failed("cannot keep the container's name", e))?;
+            renamed.save(&self.0.layout).map_err(|e| Error::failed("cannot keep the container's name", e))?;
             std::mem::replace(&mut *record, renamed).name
         };
         self.0.rename_in_networks(&container).await;
@@ -1080,12 +1080,16 @@ impl Engine for RustiotEngine {
             own.blkio_weight = new.blkio_weight;
         }
         if !update.restart_policy.name.is_empty() {
+            if host.auto_remove && update.restart_policy.name != "no" {
+                return Err(Error::Invalid(
+                    "Restart policy cannot be updated because AutoRemove is enabled for the container"
+                        .to_owned(),
+                ));
+            }
             host.restart_policy = update.restart_policy;
         }
         record.host = host;
-        record
-            .save(&self.0.layout.record(&container.id))
-            .map_err(|e| Error::failed("cannot keep the new limits", e))?;
+        record.save(&self.0.layout).map_err(|e| Error::failed("cannot keep the new limits", e))?;
         drop(record);
         self.0.say(&container, "update", &[]);
         Ok(Vec::new())

@@ -45,11 +45,12 @@ impl Layout {
     pub(crate) fn container(&self, id: &str) -> PathBuf {
         self.containers().join(id)
     }
-    pub(crate) fn record(&self, id: &str) -> PathBuf {
-        self.container(id).join("container.json")
+    /// Records of containers that go when they end: of this boot only.
+    pub(crate) fn transients(&self) -> PathBuf {
+        self.run.join("t")
     }
-    pub(crate) fn exit(&self, id: &str) -> PathBuf {
-        self.container(id).join("exit.json")
+    pub(crate) fn transient(&self, id: &str) -> PathBuf {
+        self.transients().join(id)
     }
     pub(crate) fn log(&self, id: &str) -> PathBuf {
         self.container(id).join("container.log")

@@ -61,17 +61,19 @@ pub fn signal(name: &str) -> Result<i32, Error> {
 impl Inner {
     /// Starts it, with its state already checked and `change` held.
     pub async fn start(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
+        let before = container.record().clone();
         let result = self.try_start(container).await;
         if let Err(error) = &result {
             self.clean(container).await;
             let mut record = container.record();
+            (record.wanted, record.stopped, record.last) = (before.wanted, before.stopped, before.last);
             record.last.error = error.to_string();
             record.last.code = match error {
                 Error::CannotRun(text) if text.contains("not found") || text.contains("no such file") => 127,
                 Error::CannotRun(_) => 126,
                 _ => 128,
             };
-            let _ = record.save(&self.layout.record(&container.id));
+            let _ = record.save(&self.layout);
         }
         // Who waited for a start that failed learns it by the end of its connection.
         container.live().waiting.clear();
@@ -85,6 +87,40 @@ impl Inner {
         let prepared = tokio::task::spawn_blocking(move || this.prepare(&its, network))
             .await
             .map_err(|e| Error::failed("cannot prepare the container", e))??;
+        // What an earlier run left is not to be taken for this one's.
+        let _ = std::fs::remove_file(&prepared.config.exit);
+        // The medium takes the record while the program is being started. Nobody is told before both are done; the
+        // process's number is only of use to this engine, and the next one asks the shim.
+        let (layout, its) = (self.layout.clone(), Arc::clone(container));
+        let kept = tokio::task::spawn_blocking(move || {
+            let mut record = its.record();
+            record.wanted = true;
+            record.stopped = false;
+            record.last = Run { started: Some(Timestamp::now()), ..Run::default() };
+            record.save(&layout)
+        });
+        let started = self.run_shim(container, &prepared).await;
+        let kept = kept.await.map_err(|e| Error::failed("cannot keep the container's state", e))?;
+        let (pid, watch) = started?;
+        kept.map_err(|e| Error::failed("cannot keep the container's state", e))?;
+        {
+            let mut record = container.record();
+            record.last.pid = pid;
+            record.last.started = Some(Timestamp::now());
+        }
+        {
+            let mut live = container.live();
+            live.status = Status::Running;
+            live.pid = pid;
+            live.stopping = false;
+        }
+        self.say(container, "start", &[]);
+        self.watch(container, watch);
+        Ok(())
+    }
+
+    /// Starts the shim, and through it the program: its process, and a connection that hears of its end.
+    async fn run_shim(&self, container: &Container, prepared: &Prepared) -> Result<(i32, Shim), Error> {
         let socket = self.layout.socket_of(&container.id);
         let _ = std::fs::remove_file(&socket);
         let failed = |what: &'static str| move |e: std::io::Error| Error::failed(what, e);
@@ -94,8 +130,6 @@ impl Inner {
         let text = serde_json::to_vec(&prepared.config).unwrap_or_default();
         rustiot_durable::atomic_write_volatile(&prepared.directory.join("shim.json"), &text)
             .map_err(|e| Error::failed("cannot write the shim's configuration", e))?;
-        // What an earlier run left is not to be taken for this one's.
-        let _ = std::fs::remove_file(self.layout.exit(&container.id));
         let mut child = tokio::process::Command::new(&self.layout.shim)
             .arg("run")
             .arg(&prepared.directory)
@@ -104,6 +138,10 @@ impl Inner {
             .stderr(Stdio::inherit())
             .spawn()
             .map_err(failed("cannot start the container's shim"))?;
+        // Out of the engine's own group. What the kernel waits for in that passes while the shim and the runtime begin;
+        // libcontainer's own move, of the program into its group, then finds it done.
+        let (shims, process) = (cgroup::shims(&self.layout.apps()), child.id().unwrap_or_default());
+        let moved = tokio::task::spawn_blocking(move || cgroup::join(&shims, process));
         tokio::spawn(async move { child.wait().await });
         let lost = |e: std::io::Error| Error::failed("the container's shim has gone", e);
         let mut watch = Shim::connect(&socket).await.map_err(lost)?;
@@ -127,26 +165,9 @@ impl Inner {
                 None => Error::Failed { message: text, source: None },
             });
         }
-        let pid = answer.pid.unwrap_or_default();
-        {
-            let mut record = container.record();
-            record.wanted = true;
-            record.stopped = false;
-            let now = Some(Timestamp::now());
-            record.last = Run { pid, started: now, ..Run::default() };
-            record
-                .save(&self.layout.record(&container.id))
-                .map_err(|e| Error::failed("cannot keep the container's state", e))?;
-        }
-        {
-            let mut live = container.live();
-            live.status = Status::Running;
-            live.pid = pid;
-            live.stopping = false;
-        }
-        self.say(container, "start", &[]);
-        self.watch(container, watch);
-        Ok(())
+        let moved = moved.await.map_err(|e| Error::failed("cannot move the container's shim", e))?;
+        moved.map_err(|e| Error::failed("cannot move the container's shim out of the engine's group", e))?;
+        Ok((answer.pid.unwrap_or_default(), watch))
     }
 
     /// All that must be there before its program: root, volumes, files, limits, bundle.
@@ -160,7 +181,7 @@ impl Inner {
         let id = &record.id;
         let image: ImageId = record.image.parse().map_err(|_| Error::NoSuchImage(record.image.clone()))?;
         let layers = self.store.rootfs(&image).map_err(crate::images::error)?;
-        let root_path = rootfs::mount_root(layout, id, &layers)
+        let root_path = rootfs::mount_root(layout, &record, &layers)
             .map_err(|e| Error::failed("cannot mount the container's root", e))?;
         let io = |what: &'static str| move |e: std::io::Error| Error::failed(what, e);
         let root = Root::open(&root_path).map_err(io("cannot open the container's root"))?;
@@ -255,9 +276,9 @@ impl Inner {
             size: (height > 0).then(|| (size(height), size(width))),
             owner: (user.uid, user.gid),
             log: self.log_of(&record)?,
-            exit: layout.exit(id),
+            sync_log: !record.is_transient(),
+            exit: record.exit(layout),
             cgroup: layout.group(id),
-            shims: Some(layout.apps().join("shims")),
             stop_signal: stop_signal(&record),
             stop_timeout: u64::try_from(record.config.stop_timeout.unwrap_or(10)).unwrap_or(10),
         };
@@ -327,8 +348,8 @@ impl Inner {
     }
 
     /// What a shim that is gone has left, or what is to be thought of one that was killed.
-    fn exit_of(&self, id: &str) -> Exit {
-        let read = std::fs::read(self.layout.exit(id)).ok();
+    fn exit_of(&self, record: &Record) -> Exit {
+        let read = std::fs::read(record.exit(&self.layout)).ok();
         read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Exit {
             code: 137,
             oom: false,
@@ -338,19 +359,25 @@ impl Inner {
     }
 
     async fn ended(self: &Arc<Self>, container: &Arc<Container>, exit: Option<Exit>) {
-        let exit = exit.unwrap_or_else(|| self.exit_of(&container.id));
+        let exit = exit.unwrap_or_else(|| self.exit_of(&container.record()));
         let ran = {
             let mut record = container.record();
             record.last.code = exit.code;
             record.last.oom = exit.oom;
             record.last.finished = exit.at.parse().ok().or_else(|| Some(Timestamp::now()));
-            if let Err(error) = record.save(&self.layout.record(&container.id)) {
-                eprintln!("rustiot-engine: cannot keep how {} ended: {error}", record.name);
-            }
             let started = record.last.started.unwrap_or_else(Timestamp::now);
             Duration::try_from(Timestamp::now().duration_since(started)).unwrap_or_default()
         };
+        // How it ended is durable already, by the shim: the record follows while the rest is cleaned up.
+        let (layout, its) = (self.layout.clone(), Arc::clone(container));
+        let kept = tokio::task::spawn_blocking(move || {
+            let record = its.record();
+            if let Err(error) = record.save(&layout) {
+                eprintln!("rustiot-engine: cannot keep how {} ended: {error}", record.name);
+            }
+        });
         self.clean(container).await;
+        let _ = kept.await;
         let (restart, remove, pause) = {
             let record = container.record();
             let mut live = container.live();
@@ -427,9 +454,14 @@ impl Inner {
         let id = &container.id;
         cgroup::remove(&self.layout.group(id)).await;
         self.leave_networks(container).await;
-        rootfs::unmount_root(&self.layout, id);
-        let _ = std::fs::remove_dir_all(self.layout.runtime_root().join(id));
-        let _ = std::fs::remove_dir_all(self.layout.running(id));
+        let (layout, id) = (self.layout.clone(), id.clone());
+        // The kernel writes out what the root's file system has not yet: nobody else is to wait for that.
+        let _ = tokio::task::spawn_blocking(move || {
+            rootfs::unmount_root(&layout, &id);
+            let _ = std::fs::remove_dir_all(layout.runtime_root().join(&id));
+            let _ = std::fs::remove_dir_all(layout.running(&id));
+        })
+        .await;
     }
 
     /// Sends a signal to its program.
@@ -495,7 +527,7 @@ impl Inner {
             let mut record = container.record();
             record.removing = true;
             record
-                .save(&self.layout.record(&container.id))
+                .save(&self.layout)
                 .map_err(|e| Error::failed("cannot keep that the container is being removed", e))?;
         }
         container.live().status = Status::Removing;
@@ -524,8 +556,11 @@ impl Inner {
 
     async fn finish_removal(&self, container: &Container) {
         let id = container.id.clone();
-        let directory = self.layout.container(&id);
-        let _ = tokio::task::spawn_blocking(move || remove_directory(&directory)).await;
+        let (directory, transient) = (self.layout.container(&id), self.layout.transient(&id));
+        let _ = tokio::task::spawn_blocking(move || {
+            remove_directory(&directory).and_then(|()| std::fs::remove_dir_all(transient))
+        })
+        .await;
         self.containers().remove(&id);
         self.execs().retain(|_, exec| exec.container != id);
         self.store.release(&id);
@@ -541,6 +576,7 @@ impl Inner {
         for directory in [
             layout.containers(),
             layout.volumes(),
+            layout.transients(),
             layout.run.join("c"),
             layout.layers(),
             layout.runtime_root(),
@@ -550,7 +586,7 @@ impl Inner {
         let mut doomed = Vec::new();
         for entry in std::fs::read_dir(layout.containers())?.flatten() {
             let id = entry.file_name().to_string_lossy().into_owned();
-            match Record::load(&layout.record(&id)) {
+            match Record::load(layout, &id) {
                 Ok(record) if record.removing => doomed.push(id),
                 Ok(record) => {
                     if let Ok(image) = record.image.parse::<ImageId>() {
@@ -575,6 +611,11 @@ impl Inner {
             let _ = tokio::task::spawn_blocking(move || remove_directory(&directory)).await;
         }
         let all: Vec<Arc<Container>> = self.containers().values().cloned().collect();
+        for entry in std::fs::read_dir(layout.transients())?.flatten() {
+            if !self.containers().contains_key(&*entry.file_name().to_string_lossy()) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
         let mut layers = BTreeSet::new();
         for container in &all {
             if !self.take_over(container).await {
@@ -598,9 +639,19 @@ impl Inner {
                     _ => false,
                 }
             };
-            if due && !container.runs() && container.record().last.started.is_some() {
+            let (ran, goes) = {
+                let record = container.record();
+                (record.last.started.is_some(), record.host.auto_remove)
+            };
+            if container.runs() || !ran {
+                continue;
+            }
+            if due {
                 container.live().status = Status::Restarting;
                 self.restart_later(&container, Duration::ZERO);
+            } else if goes {
+                // It ended while no engine was there to remove it.
+                let _ = self.remove(&container, true, true).await;
             }
         }
         Ok(())
@@ -640,7 +691,7 @@ impl Inner {
                 // The engine ended between the start and its record.
                 record.wanted = true;
                 record.last = Run { pid, started: started_at.and_then(|t| t.parse().ok()), ..Run::default() };
-                let _ = record.save(&self.layout.record(&container.id));
+                let _ = record.save(&self.layout);
             }
             let mut live = container.live();
             live.pid = pid;
@@ -659,11 +710,11 @@ impl Inner {
         self.clean(container).await;
         let mut record = container.record();
         if record.last.started.is_some() && record.last.finished.is_none() {
-            let exit = self.exit_of(&container.id);
+            let exit = self.exit_of(&record);
             record.last.code = exit.code;
             record.last.oom = exit.oom;
             record.last.finished = exit.at.parse().ok();
-            let _ = record.save(&self.layout.record(&container.id));
+            let _ = record.save(&self.layout);
             let mut live = container.live();
             live.status = Status::Exited;
         }

@@ -987,9 +987,7 @@ impl Inner {
     /// Keeps a container's new networks, and shows them to it.
     async fn keep_networks(&self, container: &Arc<Container>, record: Record) -> Result<(), Error> {
         let networks = record.networks.clone();
-        record
-            .save(&self.layout.record(&container.id))
-            .map_err(|e| Error::failed("cannot keep the container's networks", e))?;
+        record.save(&self.layout).map_err(|e| Error::failed("cannot keep the container's networks", e))?;
         container.record().networks = networks;
         let Ok(bridges) = &self.networks.bridges else { return Ok(()) };
         if !container.runs() {

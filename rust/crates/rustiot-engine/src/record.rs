@@ -1,13 +1,16 @@
 //! What is kept of a container: one file, replaced as a whole, so that there is an old one or a new one and never a half.
+//! It is durable, but for a container that goes when it ends: of that a power cut leaves nothing.
 //!
 //! Never says that a container runs: whether it does, its shim tells. Called by the engine.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustiot_docker_api::Timestamp;
 use rustiot_docker_api::types::{ContainerConfig, EndpointSettings, HostConfig};
 use serde::{Deserialize, Serialize};
+
+use crate::layout::Layout;
 
 /// See the module.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -86,20 +89,50 @@ impl MountKind {
     }
 }
 
+/// The record's file.
+pub const FILE: &str = "container.json";
+
 impl Record {
-    /// Durable when it returns.
+    /// It goes when it ends (`--rm`), and a power cut ends it: nothing of it is waited for on the medium, and its record is
+    /// of this boot. (Not with a volume that goes with it: without a record nobody would know whose that is.)
+    pub fn is_transient(&self) -> bool {
+        self.host.auto_remove && !self.mounts.iter().any(|m| m.anonymous)
+    }
+
+    /// The directory of its record.
+    pub fn directory(&self, layout: &Layout) -> PathBuf {
+        if self.is_transient() { layout.transient(&self.id) } else { layout.container(&self.id) }
+    }
+
+    /// How its last run ended, by its shim.
+    pub fn exit(&self, layout: &Layout) -> PathBuf {
+        self.directory(layout).join("exit.json")
+    }
+
+    /// Durable when it returns, or there for this boot if it is transient.
     ///
     /// # Errors
     /// The medium's.
-    pub fn save(&self, path: &Path) -> Result<(), rustiot_durable::Error> {
-        rustiot_durable::atomic_write(path, &serde_json::to_vec(self).unwrap_or_default())
+    pub fn save(&self, layout: &Layout) -> Result<(), rustiot_durable::Error> {
+        let directory = self.directory(layout);
+        if self.is_transient() {
+            // Not there yet, or not for a record of an engine that kept all of them on the medium.
+            let _ = std::fs::create_dir_all(&directory);
+        }
+        // On the file system of `run` this waits for nothing.
+        rustiot_durable::atomic_write(&directory.join(FILE), &serde_json::to_vec(self).unwrap_or_default())
     }
 
-    /// Reads one.
+    /// Reads the one of a container.
     ///
     /// # Errors
     /// It cannot be read or is none.
-    pub fn load(path: &Path) -> std::io::Result<Record> {
-        serde_json::from_slice(&std::fs::read(path)?).map_err(std::io::Error::other)
+    pub fn load(layout: &Layout, id: &str) -> std::io::Result<Record> {
+        let read = |directory: &Path| std::fs::read(directory.join(FILE));
+        let text = match read(&layout.container(id)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => read(&layout.transient(id)),
+            other => other,
+        }?;
+        serde_json::from_slice(&text).map_err(std::io::Error::other)
     }
 }

@@ -14,6 +14,7 @@ use rustiot_images::Rootfs;
 
 use crate::beneath::{self, Root};
 use crate::layout::Layout;
+use crate::record::Record;
 
 /// A mount that failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,8 @@ fn mounted() -> BTreeSet<PathBuf> {
 ///
 /// # Errors
 /// The mount that failed.
-pub fn mount_root(layout: &Layout, id: &str, image: &Rootfs) -> Result<PathBuf, Error> {
+pub fn mount_root(layout: &Layout, record: &Record, image: &Rootfs) -> Result<PathBuf, Error> {
+    let id = &record.id;
     let target = layout.root_of(id);
     let there = mounted();
     if there.contains(&target) {
@@ -58,15 +60,16 @@ pub fn mount_root(layout: &Layout, id: &str, image: &Rootfs) -> Result<PathBuf, 
     for directory in [&target, &upper, &work] {
         std::fs::create_dir_all(directory).map_err(at("make", directory))?;
     }
-    overlay(&target, &lower, &upper, &work).map_err(at("mount", &target))?;
+    overlay(&target, &lower, &upper, &work, record.is_transient()).map_err(at("mount", &target))?;
     Ok(target)
 }
 
 /// By the newer system calls: the old one's options have a page, which fifty layers fill.
-fn overlay(target: &Path, lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<()> {
+/// `volatile`: what is written is never waited for on the medium, neither by an `fsync` inside nor when it is unmounted.
+fn overlay(target: &Path, lower: &[PathBuf], upper: &Path, work: &Path, volatile: bool) -> io::Result<()> {
     use rustix::mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string,
-        fsmount, fsopen, move_mount,
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+        fsconfig_set_string, fsmount, fsopen, move_mount,
     };
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", "overlay")?;
@@ -82,6 +85,12 @@ fn overlay(target: &Path, lower: &[PathBuf], upper: &Path, work: &Path) -> io::R
     }
     fsconfig_set_string(context.as_fd(), "upperdir", upper)?;
     fsconfig_set_string(context.as_fd(), "workdir", work)?;
+    if volatile {
+        // The kernel's mark of an earlier such mount, which may have lost something in a power cut. This one was not in
+        // any: its record would have gone, too.
+        let _ = std::fs::remove_dir(work.join("work/incompat/volatile"));
+        fsconfig_set_flag(context.as_fd(), "volatile")?;
+    }
     fsconfig_create(context.as_fd())?;
     let made = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     move_mount(made.as_fd(), "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;

@@ -562,6 +562,64 @@ fn a_running_container_outlives_the_engine_and_is_taken_over() {
 }
 
 #[test]
+fn a_container_that_goes_when_it_ends_goes_with_an_engine_and_with_the_boot() {
+    let Some(mut device) = Device::start() else { return };
+    let ids = |device: &Device| -> Vec<String> {
+        let all =
+            ["data/containers", "run/t"].iter().flat_map(|d| std::fs::read_dir(device.path(d)).unwrap());
+        all.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    };
+    let ends = |device: &Device, name: &str| {
+        let pid: i32 = device.inspect(".State.Pid", name).parse().unwrap();
+        move || {
+            let pid = nix::unistd::Pid::from_raw(pid);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            until("it ended", || !Path::new(&format!("/proc/{pid}")).exists());
+        }
+    };
+    // One whose volume goes with it is known as long as the volume is there.
+    device.sleeper("passing", &["--rm"]);
+    device.sleeper("kept", &["--rm", "-v", "/volume"]);
+    let id = |name: &str| device.inspect(".Id", name);
+    let (passing, kept) = (id("passing"), id("kept"));
+    let record = |directory: &str, id: &str| device.path(directory).join(id).join("container.json").exists();
+    assert!(record("run/t", &passing) && !record("data/containers", &passing));
+    assert!(record("data/containers", &kept) && !record("run/t", &kept));
+    // It is changed, copied to and started as any other; but it does not start again by itself.
+    device.ok(&["rename", "passing", "renamed"]);
+    let (_, said) = device.fails(&["update", "--restart", "always", "renamed"]);
+    assert!(said.contains("AutoRemove"), "{said}");
+    let file = device.path("file");
+    std::fs::write(&file, "copied").unwrap();
+    device.ok(&["create", "--rm", "--network", "none", "--name", "later", "box:1", "cat", "/file"]);
+    device.ok(&["cp", file.to_str().unwrap(), "later:/file"]);
+    assert_eq!(device.ok(&["start", "-a", "later"]), "copied");
+    until("it is removed", || ids(&device).len() == 3);
+
+    let (end_passing, end_kept) = (ends(&device, "renamed"), ends(&device, "kept"));
+    device.kill_engine();
+    device.boot();
+    assert_eq!(device.inspect(".State.Status", "renamed"), "running");
+    device.kill_engine();
+    end_passing();
+    end_kept();
+    device.boot();
+    assert_eq!(device.ok(&["ps", "-aq"]), "");
+    assert_eq!(device.ok(&["volume", "ls", "-q"]), "");
+    assert!(ids(&device).is_empty(), "{:?}", ids(&device));
+
+    // What a power cut leaves: what is on the medium.
+    device.sleeper("passing", &["--rm"]);
+    let end = ends(&device, "passing");
+    device.kill_engine();
+    end();
+    std::fs::remove_dir_all(device.path("run/t")).unwrap();
+    device.boot();
+    assert_eq!(device.ok(&["ps", "-aq"]), "");
+    assert!(ids(&device).is_empty(), "{:?}", ids(&device));
+}
+
+#[test]
 fn an_image_is_saved_removed_and_loaded_again() {
     let Some(device) = Device::start() else { return };
     let archive = device.path("saved.tar");

@@ -47,6 +47,10 @@ impl Programs {
                     .text(&name.to_string_lossy())
                     .file(&path.join("Cargo.toml"))?
                     .tree(&path.join("src"))?;
+                let build = path.join("build.rs");
+                if build.exists() {
+                    key = key.file(&build)?;
+                }
             }
         }
         let title = format!("device programs ({})", arch.debian());

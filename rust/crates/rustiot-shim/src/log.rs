@@ -1,7 +1,7 @@
 //! The log of a container: JSON lines as Docker's `json-file` writes them, in files of bounded size and number, or the
 //! journal; with a bound on bytes in a second, so that one that floods wears out no flash.
 //!
-//! Never waits for a medium and never fails the container: a line that cannot be written is counted and told. Called by
+//! Waits for a medium only in [`Writer::sync`] and never fails the container: a line that cannot be written is counted and told. Called by
 //! the shim's loop.
 
 use std::fs::File;
@@ -146,7 +146,11 @@ impl Writer {
             }
         }
         self.tell_dropped(true);
-        if let Sink::File { file: Some(file), .. } = &mut self.sink {
+    }
+
+    /// Waits until the medium has it.
+    pub fn sync(&self) {
+        if let Sink::File { file: Some(file), .. } = &self.sink {
             let _ = file.sync_data();
         }
     }

@@ -214,12 +214,12 @@ pub struct Config {
     pub owner: (u32, u32),
     /// Where output goes.
     pub log: Log,
+    /// The log is made durable at the end of the run.
+    pub sync_log: bool,
     /// [`Exit`].
     pub exit: PathBuf,
     /// The container's control group.
     pub cgroup: PathBuf,
-    /// The shims' own control group, entered at the start.
-    pub shims: Option<PathBuf>,
     /// Ends the program when the shim is asked to end.
     pub stop_signal: i32,
     /// Seconds from there to SIGKILL.

@@ -151,9 +151,6 @@ pub fn run(directory: &Path) -> Result<(), Error> {
     // Last to go when memory ends: who holds the streams must not die before what writes to them.
     // (A host that does not let us is one on which we are tested.)
     let _ = volatile(Path::new("/proc/self/oom_score_adj"), b"-900");
-    if let Some(shims) = &config.shims {
-        volatile(&shims.join("cgroup.procs"), std::process::id().to_string().as_bytes())?;
-    }
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
         mask.add(signal);
@@ -183,7 +180,12 @@ pub fn run(directory: &Path) -> Result<(), Error> {
         stopping: None,
         done: None,
     };
-    shim.serve(&listener, &signals)
+    shim.serve(&listener, &signals)?;
+    // Last: who waits for the container's end does not wait for this.
+    if shim.config.sync_log {
+        shim.log.sync();
+    }
+    Ok(())
 }
 
 /// Holds the apps' control group for systemd. On SIGTERM it ends every shim's container, as the system goes down.
