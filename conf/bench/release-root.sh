@@ -27,11 +27,14 @@ END
 export APT_CONFIG=$apt/apt.conf
 cmp -s "$list" "$apt/updated" || { apt-get -q update; cp "$list" "$apt/updated"; }
 
+# The kernel itself, where its package is the name for the newest one.
+image=$(apt-cache depends "$kernel" | sed -n 's/^ *Depends: \(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
+image=${image:-$kernel}
 # Names by a simulated installation, versions by what the archive offers.
 names=$(apt-get -q install --simulate "$@" "$kernel" | sed -n 's/^Inst \([^ :]*\).*/\1/p' | sort)
 wanted=()
 for name in $names; do
-  if [[ $name = linux-image-* && $name != "$kernel" ]]; then continue; fi
+  if [[ $name = linux-image-* && $name != "$image" ]]; then continue; fi
   mapfile -t offered < <(apt-cache madison "$name" | awk -F' *\\| *' '{ print $2 }' | awk '!seen[$0]++')
   newest=${offered[0]} oldest=${offered[-1]}
   pick=$versions
