@@ -313,7 +313,8 @@ pub enum BenchWhat {
     Containers(BenchContainers),
     /// Bytes of every way to a release, against what others make: two files, or real release pairs
     #[command(after_help = "Examples:\n  rustiot bench delta old.raucb new.raucb --json\n  \
-        rustiot bench delta --only library,security\n  rustiot bench delta --write\n\n\
+        rustiot bench delta --only library,security\n  rustiot bench delta --only security --ours --no-full --rauc\n  \
+        rustiot bench delta --write\n\n\
         Of bundles the images in the old one are the sources, as on a device.")]
     Delta(BenchDelta),
     /// A fleet that looks for updates on one static web server: requests a second, bytes a device
@@ -445,6 +446,9 @@ pub struct BenchDelta {
     /// Leave out what others make
     #[arg(long)]
     pub ours: bool,
+    /// Let the real RAUC install it too, by its block-hash-index, in a machine in QEMU: half an hour a pair, emulated
+    #[arg(long)]
+    pub rauc: bool,
     /// Leave out the full way, which takes longest to make
     #[arg(long)]
     pub no_full: bool,

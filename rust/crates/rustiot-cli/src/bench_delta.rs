@@ -4,6 +4,7 @@
 
 use crate::args;
 use crate::bench::{Target, aligned, mb, put, row, told};
+use crate::bench_rauc::{self, Rauc};
 use crate::fail::{Done, Fail};
 use anyhow::{Context as _, Result, bail};
 use rustiot_delta::{Options, Source, encode};
@@ -52,6 +53,7 @@ struct Means<'a> {
     applier: PathBuf,
     with_full: bool,
     tools: Option<Tools<'a>>,
+    rauc: Option<Rauc>,
 }
 
 /// `rustiot bench delta`.
@@ -65,7 +67,8 @@ pub fn run(context: &Context, args: &args::BenchDelta) -> Done {
             Some(Tools { chroot, patience: args.patience, without: &args.without })
         }
     };
-    let means = Means { toolbox: &toolbox, applier: applier(context)?, with_full: !args.no_full, tools };
+    let rauc = args.rauc.then(|| Rauc::open(context)).transpose()?;
+    let means = Means { toolbox: &toolbox, applier: applier(context)?, with_full: !args.no_full, tools, rauc };
     let mut measured = Vec::new();
     let mut targets = Vec::new();
     if let (Some(old), Some(new)) = (&args.old, &args.new) {
@@ -137,6 +140,9 @@ impl Means<'_> {
             let chroot = tools.chroot.clone().with_path(work.path());
             let chroot = dirs.fold(chroot, |chroot, dir| chroot.with_path(dir));
             ways.extend(others(&Tools { chroot, ..*tools }, &old, &new, work.path()));
+        }
+        if let Some(rauc) = &self.rauc {
+            ways.extend(by_rauc(rauc, &old, &new, work.path()));
         }
         for way in &ways {
             let bytes = way.bytes.map_or("not measured".into(), mb);
@@ -270,6 +276,21 @@ fn others(tools: &Tools<'_>, old: &Path, new: &Path, work: &Path) -> Vec<Way> {
         Err(why) => unmeasured("RAUC block-hash-index", format!("{why:#}")),
     });
     ways
+}
+
+/// What RAUC itself fetches, bundles made in each of the ways that are told.
+fn by_rauc(rauc: &Rauc, old: &Path, new: &Path, work: &Path) -> Vec<Way> {
+    match rauc.measure(old, new, work) {
+        Ok(installs) => installs
+            .into_iter()
+            .map(|install| Way {
+                bytes: Some(install.bytes),
+                note: Some(format!("installed by {}", install.said())),
+                ..unmeasured(install.name, String::new())
+            })
+            .collect(),
+        Err(why) => vec![unmeasured(bench_rauc::NAME, format!("{why:#}"))],
+    }
 }
 
 fn unmeasured(name: &'static str, note: String) -> Way {
@@ -425,7 +446,8 @@ fn judge(pair: &Pair, wanted: f64, blocks: Option<f64>, targets: &mut Vec<Target
     };
     ratio(format!("{}: against zstd -19 --long", pair.title), pair.bytes("zstd -19 --long"), wanted);
     if let Some(wanted) = blocks {
-        for other in ["casync", "RAUC block-hash-index"] {
+        let rauc = pair.ways.iter().map(|way| way.name).filter(|name| name.starts_with(bench_rauc::NAME));
+        for other in ["casync", "RAUC block-hash-index"].into_iter().chain(rauc) {
             ratio(format!("{}: against {other}", pair.title), pair.bytes(other), wanted);
         }
     }

@@ -9,7 +9,7 @@ use crate::args::{self, Cut};
 use crate::bench::{Target, aligned, put, row, told};
 use crate::bench_delta::machine;
 use crate::fail::Done;
-use crate::relay::{Relay, State as LinkState};
+use crate::relay::{Link, State as LinkState};
 use crate::sys;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::mount::{MsFlags, mount};
@@ -29,13 +29,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use testbed::FileServer;
 use testbed::writelog::Random;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
 
 /// What may be fetched with all cuts, against once without.
 const WANTED: f64 = 1.05;
@@ -232,8 +230,8 @@ fn try_case(
 
 /// Download and install with cuts at these points (below 0.5: of the download). Bytes on the link, cuts of the download.
 fn go(case: &Case<'_>, points: &[f64], server: &FileServer, dir: &Path) -> Result<(u64, usize)> {
-    let link = Link::new(server.address())?;
-    let relay = &link.relay;
+    let link = Link::new(server.address(), Some(RATE))?;
+    let relay = link.relay();
     let len = std::fs::metadata(case.file).context("no file")?.len();
     let whole = std::fs::metadata(case.bundle).context("no bundle")?.len();
     let mut medium = Medium::new(dir, len)?;
@@ -278,32 +276,6 @@ fn go(case: &Case<'_>, points: &[f64], server: &FileServer, dir: &Path) -> Resul
     ensure!(same, "what was installed is not the bundle");
     medium.unmount()?;
     Ok((relay.bytes(), in_download))
-}
-
-/// The link, in a thread of its own.
-struct Link {
-    relay: Relay,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Link {
-    fn new(server: SocketAddr) -> Result<Link> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let relay = runtime.block_on(Relay::new(server, Some(RATE)))?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::spawn(move || drop(runtime.block_on(stopped)));
-        Ok(Link { relay, stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }
 
 /// An ext4 in a file.

@@ -8,6 +8,7 @@ mod bench;
 mod bench_containers;
 mod bench_delta;
 mod bench_herd;
+mod bench_rauc;
 mod bench_resume;
 mod build;
 mod checks;

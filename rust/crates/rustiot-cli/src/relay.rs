@@ -1,14 +1,15 @@
 //! A link between devices and a web server, for benches: it counts every byte both ways, is as slow as it is told, and
-//! can be cut. Never changes what goes through. Called by `bench herd` and `bench resume`.
+//! can be cut. Never changes what goes through. Called by `bench herd`, `bench resume` and `bench delta --rauc`.
 
 use anyhow::{Context as _, Result, ensure};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// What goes through at once.
 const PIECE: usize = 4 << 10;
@@ -64,6 +65,41 @@ impl Relay {
     /// Cuts the link, or mends it.
     pub fn set(&self, state: State) {
         self.state.send_replace(state);
+    }
+}
+
+/// The link, in a thread of its own, for those that have no runtime.
+pub struct Link {
+    relay: Relay,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Link {
+    /// As [`Relay::new`].
+    ///
+    /// # Errors
+    /// It cannot listen.
+    pub fn new(server: SocketAddr, rate: Option<u64>) -> Result<Link> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let relay = runtime.block_on(Relay::new(server, rate))?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || drop(runtime.block_on(stopped)));
+        Ok(Link { relay, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// What it does.
+    pub fn relay(&self) -> &Relay {
+        &self.relay
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
