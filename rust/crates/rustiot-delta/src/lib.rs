@@ -1,7 +1,7 @@
 //! Deltas between releases: one file format for every way to get a bundle. The decoder gives a seekable view of the
 //! target in bounded memory and runs on the device; the encoder (feature `encode`) runs on a workstation. Pure: no
-//! network, no clock, no threads on the device; bytes come through [`ReadAt`]. Called by the fetch proxy and the
-//! publisher. Contract: `docs/contracts/delta-format.md`.
+//! network, no clock, no threads on the device; bytes come through [`ReadAt`]. Called by the fetch proxy, by the
+//! pull of container images and by the publisher. Contract: `docs/contracts/delta-format.md`.
 
 mod code;
 mod error;

@@ -80,7 +80,13 @@ fn auth(auth: RegistryAuth) -> Auth {
 fn progress(event: Event) -> Progress {
     let status = event.status.text();
     match event.status {
-        Status::Downloading | Status::Extracting | Status::LoadingLayer if event.total > 0 => {
+        Status::Downloading
+        | Status::DownloadingDelta
+        | Status::ApplyingDelta
+        | Status::Extracting
+        | Status::LoadingLayer
+            if event.total > 0 =>
+        {
             Progress::Transfer {
                 id: event.id,
                 status: status.to_owned(),
@@ -207,12 +213,16 @@ impl Inner {
             None => self.credentials(reference.registry()),
         };
         let (to, from) = mpsc::channel(64);
-        let say = to.clone();
+        let (say, of) = (to.clone(), name.clone());
         let options = PullOptions {
             platform,
             auth: shown,
             // A reader that is slow loses steps of a bar, never the end.
             progress: rustiot_images::Progress::new(move |event| {
+                if event.status == Status::DeltaUnusable {
+                    let (status, why) = (event.status.text(), event.detail.as_deref().unwrap_or_default());
+                    eprintln!("rustiot-engine: {of}: {}: {status}: {why}", event.id);
+                }
                 let _ = say.try_send(Ok(progress(event)));
             }),
             ..PullOptions::default()

@@ -7,6 +7,7 @@
 mod archive;
 mod auth;
 mod core;
+mod delta;
 mod digest;
 mod error;
 mod layer;

@@ -16,6 +16,12 @@ pub enum Status {
     Waiting,
     /// Bytes of the layer have arrived: `current` of `total`.
     Downloading,
+    /// Bytes of a delta have arrived, by which the layer is made out of older ones: `current` of `total`.
+    DownloadingDelta,
+    /// Bytes of the layer have been made by its delta: `current` of `total`.
+    ApplyingDelta,
+    /// A delta that the registry offers is of no use, for the reason in `detail`; the layer is fetched as a whole.
+    DeltaUnusable,
     /// A server or the network failed; the next attempt follows.
     Retrying,
     /// All bytes of the layer are here.
@@ -47,6 +53,9 @@ impl Status {
             Status::PullingFsLayer => "Pulling fs layer",
             Status::Waiting => "Waiting",
             Status::Downloading => "Downloading",
+            Status::DownloadingDelta => "Downloading delta",
+            Status::ApplyingDelta => "Applying delta",
+            Status::DeltaUnusable => "Delta not used, fetching the whole layer",
             Status::Retrying => "Retrying",
             Status::DownloadComplete => "Download complete",
             Status::VerifyingChecksum => "Verifying Checksum",

@@ -1,13 +1,15 @@
 //! The pull: from a name to an image in the store.
 //!
 //! Layers are fetched a few at a time; each is taken in while it arrives, and what has arrived is kept for the next
-//! attempt, also one after a restart. Nothing is visible before everything is here, checked and durable. Called by
-//! whoever wants an image.
+//! attempt, also one after a restart. Where the registry has deltas from an image that is here, layers are made by them
+//! (`by_delta`). Nothing is visible before everything is here, checked and durable. Called by whoever wants an image.
+
+mod by_delta;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::core;
+use crate::delta::Offer;
 use crate::digest::{Digest, Hasher, ImageId};
 use crate::error::{Error, disk};
 use crate::layer::{self, LayerError, Watch};
@@ -46,6 +49,20 @@ struct Context {
     fetched: Arc<AtomicU64>,
     /// Sum of unpacked layers, against the limit of an image.
     unpacked: Arc<AtomicU64>,
+    /// Layers that were made by deltas.
+    made: Arc<AtomicUsize>,
+}
+
+/// A blob to fetch.
+struct Fetch<'a> {
+    digest: Digest,
+    size: u64,
+    /// What progress is told about.
+    id: &'a str,
+    /// Layer or delta.
+    what: &'static str,
+    /// How progress is called.
+    status: Status,
 }
 
 impl Store {
@@ -69,6 +86,7 @@ impl Store {
             options: Arc::new(options),
             fetched: Arc::default(),
             unpacked: Arc::default(),
+            made: Arc::default(),
         };
         context.pull(self).await
     }
@@ -119,7 +137,7 @@ impl Context {
         let new = !store.is_whole(&id);
         let layers: Vec<(Descriptor, Digest)> =
             manifest.layers.iter().cloned().zip(config.rootfs.diff_ids.iter().copied()).collect();
-        let (layers, claims) = self.layers(layers).await?;
+        let (layers, claims) = self.layers(&Digest::of(&manifest_bytes), layers).await?;
 
         let text = |bytes: Vec<u8>, what| {
             String::from_utf8(bytes).map_err(|_| {
@@ -140,7 +158,8 @@ impl Context {
         drop(claims);
         progress.say(digest.to_string(), Status::Digest);
         progress.say(self.name(), if new { Status::Downloaded } else { Status::UpToDate });
-        Ok(Pulled { id, digest, new, fetched: self.fetched.load(Ordering::Relaxed) })
+        let (fetched, by_delta) = (self.fetched.load(Ordering::Relaxed), self.made.load(Ordering::Relaxed));
+        Ok(Pulled { id, digest, new, fetched, by_delta })
     }
 
     fn check_platform(&self, config: &ImageConfig) -> Result<(), Error> {
@@ -212,7 +231,11 @@ impl Context {
     }
 
     /// All layers, a few at a time.
-    async fn layers(&self, layers: Vec<(Descriptor, Digest)>) -> Result<(Vec<LayerInfo>, Vec<Claim>), Error> {
+    async fn layers(
+        &self,
+        manifest: &Digest,
+        layers: Vec<(Descriptor, Digest)>,
+    ) -> Result<(Vec<LayerInfo>, Vec<Claim>), Error> {
         // From here on nothing that is here already may go.
         let mut claims: Vec<Claim> =
             layers.iter().map(|(_, diff_id)| self.inner.claim(core::layer_name(diff_id))).collect();
@@ -226,13 +249,15 @@ impl Context {
                 progress.say(descriptor.digest.short(), Status::PullingFsLayer);
             }
         }
+        let offers = Arc::new(self.offers(manifest, &missing).await);
         let permits = Arc::new(Semaphore::new(self.options.concurrency.max(1)));
         let mut running = JoinSet::new();
         for (number, (descriptor, diff_id)) in layers.iter().cloned().enumerate() {
-            let (context, permits) = (self.clone(), permits.clone());
+            let (context, permits, offers) = (self.clone(), permits.clone(), offers.clone());
             running.spawn(async move {
                 let _permit = permits.acquire_owned().await.map_err(|_| Error::Cancelled)?;
-                Ok::<_, Error>((number, context.layer(&descriptor, &diff_id).await?))
+                let offer = offers.get(&diff_id);
+                Ok::<_, Error>((number, context.layer(&descriptor, &diff_id, offer).await?))
             });
         }
         let mut done: Vec<Option<LayerInfo>> = vec![None; layers.len()];
@@ -258,6 +283,7 @@ impl Context {
         &self,
         descriptor: &Descriptor,
         diff_id: &Digest,
+        offer: Option<&Offer>,
     ) -> Result<(LayerInfo, Option<Claim>), Error> {
         let short = descriptor.digest.short();
         let progress = &self.options.progress;
@@ -268,6 +294,20 @@ impl Context {
         if let Some(size) = self.inner.has_layer(diff_id) {
             progress.say(short, Status::AlreadyExists);
             return Ok((info(size), None));
+        }
+        if let Some(offer) = offer {
+            match self.by_delta(descriptor, diff_id, offer).await {
+                Ok((size, claim)) => {
+                    self.made.fetch_add(1, Ordering::Relaxed);
+                    // What an earlier attempt fetched of the whole layer is of no more use.
+                    let _ = std::fs::remove_file(self.inner.path(&core::partial_name(&descriptor.digest)));
+                    progress.say(short, Status::PullComplete);
+                    return Ok((info(size), Some(claim)));
+                }
+                Err(error) => {
+                    progress.detail(short.clone(), Status::DeltaUnusable, by_delta::words(&error));
+                }
+            }
         }
         let mut resumed = self.attempt(descriptor, diff_id).await;
         if let Err((error, true)) = &resumed {
@@ -309,7 +349,15 @@ impl Context {
             let (size, short) = (descriptor.size, descriptor.digest.short());
             tokio::task::spawn_blocking(move || context.take_in(&arriving, &temporary, size, &short))
         };
-        let downloaded = self.download(descriptor, &file, &arriving, have).await;
+        let short = descriptor.digest.short();
+        let fetch = Fetch {
+            digest: descriptor.digest,
+            size: descriptor.size,
+            id: &short,
+            what: "layer",
+            status: Status::Downloading,
+        };
+        let downloaded = self.download(&fetch, &file, &arriving, have).await;
         drop(guard);
         let taken = import.await.map_err(|_| sure(Error::Cancelled))?;
         let _ = self.inner.place.sync_dir();
@@ -345,12 +393,15 @@ impl Context {
         if imported.diff_id != *diff_id {
             return Err(fail(LayerError::DiffId { expected: *diff_id, found: imported.diff_id }));
         }
-        let all = self.unpacked.fetch_add(imported.size, Ordering::Relaxed).saturating_add(imported.size);
-        let limit = self.inner.limits.image_size;
-        if all > limit {
-            return Err(fail(LayerError::TooLarge { what: "bytes in an image", limit }));
-        }
+        self.count_unpacked(imported.size).map_err(fail)?;
         Ok(imported.size)
+    }
+
+    /// Another layer of the image, against what an image may have.
+    fn count_unpacked(&self, size: u64) -> Result<(), LayerError> {
+        let all = self.unpacked.fetch_add(size, Ordering::Relaxed).saturating_add(size);
+        let limit = self.inner.limits.image_size;
+        if all > limit { Err(LayerError::TooLarge { what: "bytes in an image", limit }) } else { Ok(()) }
     }
 
     /// On a thread of its own: decompresses and takes in what arrives.
@@ -389,19 +440,19 @@ impl Context {
     /// Fetches a blob into its file, with as many attempts as it takes.
     async fn download(
         &self,
-        descriptor: &Descriptor,
+        fetch: &Fetch<'_>,
         file: &Arc<File>,
         arriving: &Arc<Arriving>,
         mut have: u64,
     ) -> Result<(), Error> {
-        let (size, short) = (descriptor.size, descriptor.digest.short());
+        let (size, short) = (fetch.size, fetch.id);
         let progress = &self.options.progress;
         let mut tries = Tries::new(&self.options);
         while have < size {
             let mut last = None;
             let before = have;
             for at in self.endpoints.iter() {
-                let result = self.stream(at, descriptor, file, arriving, &mut have).await;
+                let result = self.stream(at, fetch, file, arriving, &mut have).await;
                 if arriving.is_given_up() {
                     // The import knows why.
                     return Ok(());
@@ -416,11 +467,11 @@ impl Context {
                 tries.progress();
             }
             if have < size {
-                tries.wait(self, &short, last).await?;
+                tries.wait(self, short, last).await?;
             }
         }
-        progress.count(short.clone(), Status::Downloading, size, size);
-        progress.say(short.clone(), Status::VerifyingChecksum);
+        progress.count(short, fetch.status, size, size);
+        progress.say(short, Status::VerifyingChecksum);
         progress.say(short, Status::DownloadComplete);
         arriving.finish();
         Ok(())
@@ -430,18 +481,18 @@ impl Context {
     async fn stream(
         &self,
         at: &Endpoint,
-        descriptor: &Descriptor,
+        fetch: &Fetch<'_>,
         file: &Arc<File>,
         arriving: &Arc<Arriving>,
         have: &mut u64,
     ) -> Result<(), Error> {
-        let (digest, size, short) = (descriptor.digest, descriptor.size, descriptor.digest.short());
+        let Fetch { digest, size, id, what, status } = *fetch;
         let range = *have..size;
         let Blob { body, total, from } =
             self.registries.blob(at, &self.reference, &digest, range, &self.options.auth).await?;
         if let Some(found) = total.filter(|total| *total != size) {
             let name = self.name();
-            return Err(Error::WrongSize { name, what: "layer", digest, expected: size, found });
+            return Err(Error::WrongSize { name, what, digest, expected: size, found });
         }
         // A server without ranges sends it all again.
         let mut skip = have.saturating_sub(from);
@@ -449,8 +500,11 @@ impl Context {
         let mut buffer = Vec::with_capacity(PIECE);
         let mut synced = (Instant::now(), *have);
         let mut told = Instant::now();
-        let failed =
-            |source| Error::Http { what: format!("layer {short}").into(), name: self.name().into(), source };
+        let failed = |source| Error::Http {
+            what: format!("{what} {}", digest.short()).into(),
+            name: self.name().into(),
+            source,
+        };
         loop {
             if arriving.is_given_up() {
                 return Ok(());
@@ -485,7 +539,7 @@ impl Context {
                 arriving.more(*have);
                 if told.elapsed() >= TELL_EVERY {
                     told = Instant::now();
-                    self.options.progress.count(short.clone(), Status::Downloading, *have, size);
+                    self.options.progress.count(id, status, *have, size);
                 }
             }
             if let Some(ended) = ended {

@@ -15,6 +15,7 @@ use rustiot_http::{
 use serde::Deserialize;
 
 use crate::auth::{Auth, Challenge};
+use crate::delta;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::manifest::media;
@@ -24,6 +25,8 @@ use crate::reference::{DEFAULT_REGISTRY, Reference};
 const ANSWER_MAX: u64 = 64 << 10;
 /// What a token lasts that does not say so, by the protocol.
 const TOKEN_SECONDS: u64 = 60;
+/// How long a server that does not know the referrers API is not asked for it again.
+const WITHOUT_REFERRERS: Duration = Duration::from_secs(24 * 3600);
 
 /// How registries are reached.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +55,8 @@ struct Inner {
     /// Scheme of insecure registries, once it is known.
     schemes: Mutex<HashMap<String, &'static str>>,
     tokens: Mutex<HashMap<TokenKey, Token>>,
+    /// Servers that do not know the referrers API, and until when that is believed.
+    without_referrers: Mutex<HashMap<String, Instant>>,
 }
 
 #[derive(Debug, Eq, Hash, PartialEq)]
@@ -108,6 +113,7 @@ impl Registries {
                 insecure: Mutex::default(),
                 schemes: Mutex::default(),
                 tokens: Mutex::default(),
+                without_referrers: Mutex::default(),
             }),
         }
     }
@@ -204,6 +210,45 @@ impl Registries {
                 Err(Error::DigestMismatch { name: reference.familiar(), what: "manifest", expected, found })
             }
             _ => Ok(Raw { bytes, media_type }),
+        }
+    }
+
+    /// The list of what refers to a manifest, as far as it is of this kind: by the referrers API, or under the tag that
+    /// stands in for it. `None` where there is no list.
+    pub(crate) async fn referrers(
+        &self,
+        at: &Endpoint,
+        reference: &Reference,
+        manifest: &Digest,
+        auth: &Auth,
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let server = at.base.to_string();
+        let known =
+            lock(&self.inner.without_referrers).get(&server).is_some_and(|until| *until > Instant::now());
+        if !known {
+            let mut url = self.url(at, reference, "referrers", &manifest.to_string())?;
+            url.query_pairs_mut().append_pair("artifactType", delta::ARTIFACT);
+            let answer = self.send(at, reference, auth, "list of deltas", |http, shown| {
+                let request = with(http.request(Method::GET, &url), shown);
+                async { request.header("accept", media::OCI_INDEX).send_any().await }
+            });
+            match answer.await {
+                Ok(response) => {
+                    let bytes = response.bytes(limit).await;
+                    return bytes.map(Some).map_err(|source| http_error("list of deltas", reference, source));
+                }
+                Err(error) if unknown(&error) => {
+                    let until = Instant::now() + WITHOUT_REFERRERS;
+                    lock(&self.inner.without_referrers).insert(server, until);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match self.manifest(at, reference, &delta::referrers_tag(manifest), auth, limit).await {
+            Ok(raw) => Ok(Some(raw.bytes)),
+            Err(Error::NotInRegistry { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -454,6 +499,17 @@ impl Registries {
             }
             _ => http_error(what, reference, response.refused()),
         }
+    }
+}
+
+/// Whether a server does not know what it was asked for: 404, and what others answer in its place.
+fn unknown(error: &Error) -> bool {
+    match error {
+        Error::NotInRegistry { .. } => true,
+        Error::Http { source, .. } => {
+            source.status().is_some_and(|status| matches!(status.as_u16(), 400 | 405 | 501))
+        }
+        _ => false,
     }
 }
 

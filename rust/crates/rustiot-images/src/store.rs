@@ -46,6 +46,8 @@ pub(crate) struct Inner {
     /// One download of a blob at a time.
     downloads: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     numbers: AtomicU64,
+    /// One layer is made by a delta at a time.
+    pub(crate) deltas: Arc<tokio::sync::Semaphore>,
     _lock: Flock<File>,
 }
 
@@ -173,6 +175,8 @@ pub struct PullOptions {
     pub concurrency: usize,
     /// Shortest and longest wait before another attempt, where the registry asks for none.
     pub backoff: (Duration, Duration),
+    /// Whether to ask for deltas from images that are here.
+    pub deltas: bool,
 }
 
 impl Default for PullOptions {
@@ -185,6 +189,7 @@ impl Default for PullOptions {
             patience: Duration::from_secs(300),
             concurrency: 3,
             backoff: (Duration::from_millis(500), Duration::from_secs(30)),
+            deltas: true,
         }
     }
 }
@@ -200,6 +205,8 @@ pub struct Pulled {
     pub new: bool,
     /// Bytes fetched, attempts that failed included.
     pub fetched: u64,
+    /// Layers that were made out of older ones by deltas.
+    pub by_delta: usize,
 }
 
 /// What a removal did.
@@ -349,6 +356,11 @@ impl Inner {
             .iter()
             .filter_map(|name| Digest::from_hex(name.strip_prefix("layer-")?.strip_suffix(".erofs")?).ok());
         Ok((layers.collect(), freed))
+    }
+
+    /// The images that are here.
+    pub(crate) fn ids(&self) -> BTreeSet<ImageId> {
+        self.state().table.images.keys().copied().collect()
     }
 
     /// A layer that can be used as it is.
@@ -510,6 +522,7 @@ impl Store {
             state: Mutex::default(),
             downloads: Mutex::default(),
             numbers: AtomicU64::new(0),
+            deltas: Arc::new(tokio::sync::Semaphore::new(1)),
             _lock: lock,
         };
         let store = Store { inner: Arc::new(inner) };

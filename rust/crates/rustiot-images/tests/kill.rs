@@ -5,8 +5,8 @@ mod common;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Content, Packed, Registry, limits, noise, options, store, tar};
-use rustiot_images::{Depth, Policy, Registries, RegistryConfig, Store};
+use common::{Content, Made, Packed, Registry, limits, noise, options, store, tar};
+use rustiot_images::{Depth, Digest, Policy, Registries, RegistryConfig, Store};
 
 const ADDRESS: &str = "RUSTIOT_IMAGES_TEST_REGISTRY";
 const DIRECTORY: &str = "RUSTIOT_IMAGES_TEST_STORE";
@@ -38,10 +38,17 @@ fn the_program_that_is_killed() {
 async fn killed_at_any_instant_leaves_only_whole_images() {
     let mut content = Content::default();
     let base = (tar(&[("base", &noise(1, 200_000))]), Packed::Gzip);
-    for (tag, seed) in [("one", 2), ("two", 3)] {
-        let own = (tar(&[(tag, &noise(seed, 100_000))]), Packed::Zstd);
-        content.image(tag, "amd64", &[base.clone(), own], false);
-    }
+    let own = ["one", "two"].map(|name| tar(&[(name, &noise(2, 100_000))]));
+    let mut image = |tag: &str, own: &[u8]| {
+        content.image(tag, "amd64", &[base.clone(), (own.to_vec(), Packed::Zstd)], false)
+    };
+    let [one, two] = [image("one", &own[0]), image("two", &own[1])];
+    // The second is made out of the first.
+    let made = Made { target: &own[1], sources: &[&own[0]] };
+    let layer = made.layer(&mut content, made.bytes());
+    let entry = content.artifact(&one, &two, &[layer]);
+    content.refer(&two, &[entry], false);
+    let delta = Digest::of(&made.bytes()).to_string();
     let registry = Registry::start(content).await;
     let dir = tempfile::tempdir().unwrap();
     let mut seen = [0; 3];
@@ -69,6 +76,7 @@ async fn killed_at_any_instant_leaves_only_whole_images() {
             *count += 1;
         }
     }
+    assert!(registry.requests().iter().any(|head| head.contains(&delta)), "deltas were among it");
     // It was killed at different moments.
     assert!(seen.iter().filter(|count| **count > 0).count() > 1, "{seen:?}");
 }

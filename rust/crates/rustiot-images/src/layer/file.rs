@@ -91,6 +91,11 @@ pub(crate) fn full(file: &File, diff_id: &Digest) -> Result<End, &'static str> {
     Ok(end)
 }
 
+/// Of a whole file.
+pub(crate) fn digest(file: &File) -> io::Result<Digest> {
+    hash(file, 0, file.metadata()?.len())
+}
+
 fn hash(file: &File, at: u64, length: u64) -> io::Result<Digest> {
     let mut hasher = Hasher::default();
     feed(file, at, length, &mut hasher)?;

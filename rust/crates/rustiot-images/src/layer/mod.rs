@@ -3,6 +3,7 @@
 //! Never unpacks anything into a directory: what a tar archive names never becomes a path of this device. Called by the
 //! pull, by `load` and by the scrub. The file's layout is in `docs/contracts/images.md`.
 
+pub(crate) mod by_delta;
 pub(crate) mod compression;
 mod erofs;
 pub(crate) mod file;

@@ -53,6 +53,38 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
 pub struct Content {
     pub blobs: BTreeMap<Digest, Vec<u8>>,
     pub manifests: BTreeMap<String, (String, Vec<u8>)>,
+    /// What the referrers API answers, by the manifest's digest. Without any, it is not there.
+    pub referrers: BTreeMap<String, Vec<u8>>,
+}
+
+/// A delta for one layer.
+pub struct Made<'a> {
+    pub target: &'a [u8],
+    pub sources: &'a [&'a [u8]],
+}
+
+impl Made<'_> {
+    pub fn bytes(&self) -> Vec<u8> {
+        let names: Vec<String> = self.sources.iter().map(|source| Digest::of(source).hex()).collect();
+        let sources: Vec<rustiot_delta::Source<'_>> = (names.iter().zip(self.sources))
+            .map(|(name, bytes)| rustiot_delta::Source { name, bytes })
+            .collect();
+        let (mut out, options) = (Vec::new(), rustiot_delta::Options::default());
+        rustiot_delta::encode(self.target, &sources, &options, &mut out, &|_| ()).unwrap();
+        out
+    }
+
+    /// The layer of an artifact, with these bytes as its delta.
+    pub fn layer(&self, content: &mut Content, bytes: Vec<u8>) -> Value {
+        let sources: Vec<String> = self.sources.iter().map(|source| Digest::of(source).to_string()).collect();
+        let mut layer = content.blob(bytes);
+        layer["mediaType"] = json!("application/vnd.rustiot.rdelta.v2");
+        layer["annotations"] = json!({
+            "org.rustiot.delta.target": Digest::of(self.target).to_string(),
+            "org.rustiot.delta.sources": sources.join(" "),
+        });
+        layer
+    }
 }
 
 /// How a layer travels.
@@ -106,6 +138,39 @@ impl Content {
         self.manifest(tag, kind, &manifest)
     }
 
+    /// The id of an image, by the descriptor of its manifest.
+    pub fn id(&self, image: &Value) -> String {
+        let manifest: Value =
+            serde_json::from_slice(&self.manifests[image["digest"].as_str().unwrap()].1).unwrap();
+        manifest["config"]["digest"].as_str().unwrap().to_owned()
+    }
+
+    /// An artifact with deltas from one image to another; gives its entry in a list of referrers.
+    pub fn artifact(&mut self, from: &Value, to: &Value, layers: &[Value]) -> Value {
+        let kind = "application/vnd.rustiot.image-delta.v1";
+        let notes = json!({"org.rustiot.delta.from": self.id(from)});
+        let mut config = self.blob(b"{}".to_vec());
+        config["mediaType"] = json!("application/vnd.oci.empty.v1+json");
+        let manifest = json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "artifactType": kind,
+            "config": config, "layers": layers, "subject": to, "annotations": notes});
+        let mut entry = self.manifest("unnamed", media::OCI_MANIFEST, &manifest);
+        self.manifests.remove("unnamed");
+        entry["artifactType"] = json!(kind);
+        entry["annotations"] = notes;
+        entry
+    }
+
+    /// Says what refers to an image: by the API, or under the tag that stands in for it.
+    pub fn refer(&mut self, to: &Value, entries: &[Value], by_tag: bool) {
+        let list = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries});
+        let digest = to["digest"].as_str().unwrap().to_owned();
+        if by_tag {
+            self.manifest(&digest.replace(':', "-"), media::OCI_INDEX, &list);
+        } else {
+            self.referrers.insert(digest, list.to_string().into_bytes());
+        }
+    }
+
     pub fn manifest(&mut self, tag: &str, kind: &str, manifest: &Value) -> Value {
         let bytes = manifest.to_string().into_bytes();
         let digest = Digest::of(&bytes).to_string();
@@ -139,6 +204,7 @@ struct State {
     /// The next requests for blobs and for manifests.
     blobs: VecDeque<Fault>,
     manifests: VecDeque<Fault>,
+    referrers: VecDeque<Fault>,
     /// Every request for a blob.
     always: Option<Fault>,
     /// `user:password`; a token is needed then.
@@ -185,6 +251,10 @@ impl Registry {
 
     pub fn manifests(&self, faults: impl IntoIterator<Item = Fault>) {
         self.state.lock().unwrap().manifests = faults.into_iter().collect();
+    }
+
+    pub fn referrers(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.state.lock().unwrap().referrers = faults.into_iter().collect();
     }
 
     pub fn always(&self, fault: Option<Fault>) {
@@ -320,10 +390,12 @@ fn answer(
     if path == "/v2/" {
         return (plain("200 OK", "", b"{}"), None);
     }
-    let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-    let blob = path.contains("/blobs/");
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let name = name.split('?').next().unwrap_or_default().to_owned();
+    let (blob, referrers) = (path.contains("/blobs/"), path.contains("/referrers/"));
     let fault = match blob {
         true => state.blobs.pop_front().or(state.always.clone()),
+        false if referrers => state.referrers.pop_front(),
         false => state.manifests.pop_front(),
     }
     .unwrap_or(Fault::None);
@@ -333,6 +405,12 @@ fn answer(
             .ok()
             .and_then(|digest| state.content.blobs.get(&digest))
             .map(|b| (String::new(), b.clone())),
+        false if referrers => {
+            let list = state.content.referrers.get(&name).cloned();
+            // A server that knows the API answers an empty list.
+            let none = (!state.content.referrers.is_empty()).then(|| br#"{"manifests": []}"#.to_vec());
+            list.or(none).map(|list| (media::OCI_INDEX.to_owned(), list))
+        }
         false => state.content.manifests.get(&name).cloned(),
     };
     let (status, body) = match &fault {
