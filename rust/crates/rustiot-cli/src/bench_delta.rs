@@ -68,7 +68,8 @@ pub fn run(context: &Context, args: &args::BenchDelta) -> Done {
         }
     };
     let rauc = args.rauc.then(|| Rauc::open(context)).transpose()?;
-    let means = Means { toolbox: &toolbox, applier: applier(context)?, with_full: !args.no_full, tools, rauc };
+    let means =
+        Means { toolbox: &toolbox, applier: applier(context)?, with_full: !args.no_full, tools, rauc };
     let mut measured = Vec::new();
     let mut targets = Vec::new();
     if let (Some(old), Some(new)) = (&args.old, &args.new) {

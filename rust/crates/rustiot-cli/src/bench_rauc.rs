@@ -161,16 +161,17 @@ impl Rauc {
     fn machine(&self, old: &Path, slots: &[PathBuf], work: &Path) -> Result<Machine> {
         let base = self.fixtures.base(&self.lab, &self.board)?;
         let dir = self.lab.scratch("rauc")?;
-        let lab = [old, work].into_iter().filter_map(Path::parent).fold(self.lab.clone(), |lab, path| Lab {
-            toolbox: lab.toolbox.with_path(path),
-            ..lab
-        });
+        let lab = [old, work]
+            .into_iter()
+            .filter_map(Path::parent)
+            .fold(self.lab.clone(), |lab, path| Lab { toolbox: lab.toolbox.with_path(path), ..lab });
         let path = dir.file("disk.qcow2");
         let disk = Disk::overlay(&lab.tools(), &base, &path, Some(self.fixtures.medium()))?;
         let mut spec = lab.spec(&self.board)?;
         let names = (0..).map(|at| format!("slot{at}"));
         let disks = [("old".to_owned(), old, true)].into_iter();
-        for (name, path, fixed) in disks.chain(names.zip(slots).map(|(name, path)| (name, path.as_path(), false)))
+        for (name, path, fixed) in
+            disks.chain(names.zip(slots).map(|(name, path)| (name, path.as_path(), false)))
         {
             let file = json!({"driver": "file", "filename": path, "read-only": fixed});
             let node = json!({"driver": "raw", "node-name": name, "read-only": fixed, "file": file});
@@ -214,7 +215,8 @@ fn install(machine: &Machine, www: &Path, at: usize, name: &'static str) -> Resu
     let bundle = std::fs::metadata(www.join(format!("{at}.raucb"))).context("no bundle")?.len();
     let version = machine.sh("rauc --version")?;
     // How often each source was asked for a block, and how often it had it. Only the adaptive way tells it.
-    let (_, fetched) = access(&log, "source_image").with_context(|| format!("no word of the index in {log}"))?;
+    let (_, fetched) =
+        access(&log, "source_image").with_context(|| format!("no word of the index in {log}"))?;
     let (blocks, _) = access(&log, "target_slot_written").context("RAUC does not tell what it wrote")?;
     let zero = access(&log, "zero chunk").map_or(0, |(count, _)| count);
     Ok(Install { name, bytes, bundle, requests, fetched, blocks: blocks.saturating_add(zero), version })
