@@ -88,7 +88,7 @@ fn overlay(target: &Path, lower: &[PathBuf], upper: &Path, work: &Path, volatile
     if volatile {
         // The kernel's mark of an earlier such mount, which may have lost something in a power cut. This one was not in
         // any: its record would have gone, too.
-        let _ = std::fs::remove_dir(work.join("work/incompat/volatile"));
+        let _ = std::fs::remove_dir_all(work.join("work/incompat/volatile"));
         fsconfig_set_flag(context.as_fd(), "volatile")?;
     }
     fsconfig_create(context.as_fd())?;

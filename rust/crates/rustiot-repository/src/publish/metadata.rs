@@ -33,7 +33,7 @@ type NamedKeys = (Vec<Decoded<Hex>>, HashMap<Decoded<Hex>, Key>);
 pub struct Repository {
     dir: PathBuf,
     settings: Settings,
-    _alone: File,
+    _alone: Alone,
 }
 
 /// What a signing run did.
@@ -788,12 +788,23 @@ impl Repository {
     }
 }
 
-/// Keeps others out while the value lives.
-fn alone(dir: &Path) -> Result<File, Error> {
+/// Keeps others out while it lives.
+#[derive(Debug)]
+struct Alone(File);
+
+impl Drop for Alone {
+    /// Lets go by itself: a program that is being started by another thread has this file open until it runs, and would
+    /// keep the lock for that long if the file were only closed.
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
+fn alone(dir: &Path) -> Result<Alone, Error> {
     let path = dir.join("work/.lock");
     let lock = File::create(&path).at("create", &path)?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Alone(lock)),
         Err(_) => Err(Error::Refused {
             problem: format!("somebody else is at work in {}", dir.display()),
             hint: "wait until it has ended",
