@@ -87,6 +87,22 @@ pub(crate) struct Offer {
     pub sources: Vec<Digest>,
 }
 
+/// What a list or an artifact names, as far as it is looked at.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    #[serde(default, deserialize_with = "null_default")]
+    media_type: String,
+    #[serde(default, deserialize_with = "null_default")]
+    artifact_type: String,
+    #[serde(default, deserialize_with = "null_default")]
+    digest: String,
+    #[serde(default, deserialize_with = "null_default")]
+    size: u64,
+    #[serde(default, deserialize_with = "null_default")]
+    annotations: BTreeMap<String, String>,
+}
+
 /// Artifacts in a list of what refers to an image that start from an image of `have`. Foreign entries are passed over,
 /// whatever they are.
 pub(crate) fn artifacts(list: &[u8], have: &BTreeSet<ImageId>) -> Result<Vec<Artifact>, DeltaError> {
@@ -97,20 +113,6 @@ pub(crate) fn artifacts(list: &[u8], have: &BTreeSet<ImageId>) -> Result<Vec<Art
         media_type: String,
         #[serde(default, deserialize_with = "null_default")]
         manifests: Vec<Entry>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Entry {
-        #[serde(default, deserialize_with = "null_default")]
-        media_type: String,
-        #[serde(default, deserialize_with = "null_default")]
-        artifact_type: String,
-        #[serde(default, deserialize_with = "null_default")]
-        digest: String,
-        #[serde(default, deserialize_with = "null_default")]
-        size: u64,
-        #[serde(default, deserialize_with = "null_default")]
-        annotations: BTreeMap<String, String>,
     }
     let what = "list of what refers to the image";
     let list: List = serde_json::from_slice(list).map_err(|source| DeltaError::Json { what, source })?;
@@ -141,23 +143,11 @@ pub(crate) fn offers(artifact: &[u8], subject: &Digest) -> Result<BTreeMap<Diges
         artifact_type: String,
         subject: Option<Subject>,
         #[serde(default, deserialize_with = "null_default")]
-        layers: Vec<Blob>,
+        layers: Vec<Entry>,
     }
     #[derive(Deserialize)]
     struct Subject {
         digest: String,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Blob {
-        #[serde(default, deserialize_with = "null_default")]
-        media_type: String,
-        #[serde(default, deserialize_with = "null_default")]
-        digest: String,
-        #[serde(default, deserialize_with = "null_default")]
-        size: u64,
-        #[serde(default, deserialize_with = "null_default")]
-        annotations: BTreeMap<String, String>,
     }
     let what = "artifact";
     let manifest: Manifest =
@@ -169,7 +159,7 @@ pub(crate) fn offers(artifact: &[u8], subject: &Digest) -> Result<BTreeMap<Diges
     if !manifest.subject.is_some_and(|named| named.digest.parse() == Ok(*subject)) {
         return wrong("it is about another image");
     }
-    let offer = |blob: &Blob| {
+    let offer = |blob: &Entry| {
         let target: Digest = blob.annotations.get(TARGET)?.parse().ok()?;
         let sources = blob.annotations.get(SOURCES)?.split(' ').map(str::parse);
         let sources: Vec<Digest> = sources.take(SOURCES_MAX + 1).collect::<Result<_, _>>().ok()?;
