@@ -476,6 +476,30 @@ async fn what_is_needed_stays() {
     assert_eq!((names(dir.path(), "layer-"), names(dir.path(), "image-")), (vec![], vec![]));
 }
 
+/// Images go one by one until layers take no more than they may, a shared layer counted once.
+#[tokio::test]
+async fn images_go_until_their_layers_take_no_more_than_they_may() {
+    let mut content = content();
+    let shared = (tar(&[("base", b"base"), ("big", &noise(1, 900_000))]), Packed::Gzip);
+    content.image("two", "amd64", &[shared, (tar(&[("new", b"new")]), Packed::Gzip)], true);
+    let (registry, dir) = (Registry::start(content).await, tempfile::tempdir().unwrap());
+    let store = store(dir.path());
+    for tag in ["app:one", "app:two"] {
+        store.pull(&registry.client(), &registry.name(tag), options()).await.unwrap();
+    }
+    store.holds_complete();
+    let all = store.disk_usage().layers;
+    let left = |until_used: u64| {
+        let policy = Policy { all: true, until_used: Some(until_used), ..Policy::default() };
+        let removed = store.gc(&policy).unwrap().images.len();
+        (removed, store.disk_usage().layers)
+    };
+    assert_eq!(left(all), (0, all));
+    let (removed, used) = left(all - 1);
+    assert!(removed == 1 && used > 900_000 && used < all, "{removed} gone, {used} of {all}");
+    assert_eq!(left(0), (1, 0));
+}
+
 #[tokio::test]
 async fn what_is_bad_is_found_and_only_that_is_fetched_again() {
     let (registry, dir) = (Registry::start(content()).await, tempfile::tempdir().unwrap());
