@@ -936,16 +936,16 @@ impl Store {
     pub fn disk_usage(&self) -> DiskUsage {
         let state = self.inner.state();
         let mut usage = DiskUsage::default();
-        let mut users: BTreeMap<Digest, (u64, u64)> = BTreeMap::new();
+        let mut users: BTreeMap<Digest, u64> = BTreeMap::new();
         for layer in state.table.images.values().flat_map(|known| &known.layers) {
-            users.entry(layer.diff_id).or_insert((layer.size, 0)).1 += 1;
+            *users.entry(layer.diff_id).or_default() += 1;
         }
-        usage.layers = users.values().map(|(size, _)| size).sum();
+        usage.layers = layers_size(&state.table);
         for (id, known) in &state.table.images {
             let shared = known
                 .layers
                 .iter()
-                .filter(|layer| users.get(&layer.diff_id).is_some_and(|(_, count)| *count > 1))
+                .filter(|layer| users.get(&layer.diff_id).is_some_and(|count| *count > 1))
                 .map(|layer| layer.size)
                 .sum();
             usage.images.push((*id, known.layers.iter().map(|layer| layer.size).sum(), shared));
