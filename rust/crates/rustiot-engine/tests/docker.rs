@@ -24,14 +24,21 @@ fn programs() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let engine = PathBuf::from(env!("CARGO_BIN_EXE_rustiot-engine"));
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "--offline", "-p", "rustiot-engine"]);
-        cargo.args(["-p", "rustiot-shim", "-p", "rustiot-runtime"]);
-        if engine.parent().unwrap().ends_with("release") {
-            cargo.arg("--release");
+        let release = engine.parent().unwrap().ends_with("release");
+        // The shim is static as on the device: with `--init` it runs inside containers, which have no library for it.
+        for (order, rest) in [
+            (&["build", "-p", "rustiot-engine", "-p", "rustiot-runtime"][..], &[][..]),
+            (
+                &["rustc", "-p", "rustiot-shim", "--bin", "rustiot-shim"],
+                &["--", "-Ctarget-feature=+crt-static"],
+            ),
+        ] {
+            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            cargo.args(order).args(["--quiet", "--offline"]);
+            cargo.args(release.then_some("--release")).args(rest);
+            let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
+            assert!(built.success(), "cannot build the shim and the runtime");
         }
-        let built = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap();
-        assert!(built.success(), "cannot build the shim and the runtime");
         engine.parent().unwrap().to_owned()
     })
 }

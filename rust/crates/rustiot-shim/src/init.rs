@@ -1,6 +1,7 @@
 //! The first process of a container that was asked for one (`--init`): starts the program, hands signals on, reaps.
 //!
-//! Never does anything else. The shim's own file, mounted into the container as `/sbin/docker-init`.
+//! The program has a process group of its own, in front of the terminal if there is one: what is typed there reaches it
+//! once. Never does anything else. The shim's own file, mounted into the container as `/sbin/docker-init`.
 
 use std::process::{Command, ExitCode};
 
@@ -25,7 +26,10 @@ pub fn main(arguments: &mut dyn Iterator<Item = String>) -> ExitCode {
     if all.thread_block().is_err() {
         return ExitCode::FAILURE;
     }
-    let child = match Command::new(&program).args(words).spawn() {
+    let mut command = Command::new(&program);
+    command.args(words);
+    sys::in_front(&mut command);
+    let child = match command.spawn() {
         Ok(child) => i32::try_from(child.id()).unwrap_or(-1),
         Err(error) => {
             eprintln!("docker-init: {program}: {error}");
@@ -33,8 +37,8 @@ pub fn main(arguments: &mut dyn Iterator<Item = String>) -> ExitCode {
         }
     };
     loop {
-        match all.wait() {
-            Ok(Signal::SIGCHLD) => {
+        match sys::wait(&all) {
+            Ok(nix::libc::SIGCHLD) => {
                 while let Some((pid, code)) = sys::reap() {
                     if pid == child {
                         return ExitCode::from(u8::try_from(code).unwrap_or(255));
@@ -42,7 +46,7 @@ pub fn main(arguments: &mut dyn Iterator<Item = String>) -> ExitCode {
                 }
             }
             Ok(signal) => {
-                let _ = sys::kill(child, signal as i32);
+                let _ = sys::kill(child, signal);
             }
             Err(_) => {}
         }

@@ -1,16 +1,18 @@
-//! The system calls of the shim: terminal size, descriptors over a socket, reaping.
+//! The system calls of the shim: terminal size, descriptors over a socket, reaping, process groups.
 //!
-//! Called by `shim` alone.
-#![allow(unsafe_code, reason = "ioctl")]
+//! Called by `shim` and `init` alone.
+#![allow(unsafe_code, reason = "ioctl, and what is done between fork and execve")]
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -67,6 +69,36 @@ pub fn reap() -> Option<(i32, i32)> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return None,
         }
+    }
+}
+
+/// The program gets no signals blocked, and a process group of its own, which is in front of the terminal, if its standard
+/// input is one.
+pub fn in_front(command: &mut Command) {
+    // SAFETY: between `fork` and `execve` it makes plain system calls on values of its own, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
+            // Who is not in front and takes the front is stopped, unless he blocks the signal for that.
+            let mut stop = SigSet::empty();
+            stop.add(Signal::SIGTTOU);
+            stop.thread_block()?;
+            // Not a terminal, or not ours: then there is no front.
+            let _ = nix::unistd::tcsetpgrp(BorrowedFd::borrow_raw(0), nix::unistd::getpid());
+            // What `init` blocks is for itself.
+            SigSet::empty().thread_set_mask()?;
+            Ok(())
+        });
+    }
+}
+
+/// The number of the next of these signals, which are blocked; real-time ones too.
+pub fn wait(signals: &SigSet) -> io::Result<i32> {
+    let mut number = 0;
+    // SAFETY: both pointers are to values that live across the call.
+    match unsafe { nix::libc::sigwait(signals.as_ref(), &raw mut number) } {
+        0 => Ok(number),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
