@@ -244,6 +244,10 @@ impl Inner {
             spec::process(&config.cmd, &environment, directory, &user, config.tty, &confinement, &wide);
         if let Some(process) = process.as_object_mut() {
             process.insert("oomScoreAdj".to_owned(), spec::oom_score(&host).into());
+            if let Some((rows, columns)) = size.filter(|_| config.tty) {
+                let size = serde_json::json!({ "height": rows, "width": columns });
+                process.insert("consoleSize".to_owned(), size);
+            }
         }
         let path = self.layout.running(&container.id).join(format!("{}.json", id.get(..16).unwrap_or(id)));
         rustiot_durable::atomic_write_volatile(&path, &serde_json::to_vec(&process).unwrap_or_default())

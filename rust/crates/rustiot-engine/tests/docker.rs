@@ -13,8 +13,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustiot_images::Digest;
@@ -99,7 +99,7 @@ fn image() -> Vec<u8> {
         add(tar, "bin/busybox", 0o755, tar::EntryType::Regular, &program);
         let names = [
             "sh", "cat", "echo", "ls", "sleep", "test", "true", "false", "touch", "stat", "id", "wc", "nc",
-            "timeout", "httpd", "hostname", "ip", "ping",
+            "timeout", "httpd", "hostname", "ip", "ping", "stty",
         ];
         for name in names {
             let mut header = tar::Header::new_gnu();
@@ -267,12 +267,17 @@ impl Device {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("timeout");
         command.args(["-k", "2", "40", "docker"]).args(arguments);
+        self.at_home(&mut command);
+        command
+    }
+
+    /// A client that speaks to this engine and to no other.
+    fn at_home<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("DOCKER_")) {
             command.env_remove(name);
         }
         command.env("DOCKER_HOST", format!("unix://{}", self.path("s").display()));
-        command.env("DOCKER_CONFIG", self.path("config"));
-        command
+        command.env("DOCKER_CONFIG", self.path("config"))
     }
 
     /// The client, with this input and then its end.
@@ -421,6 +426,83 @@ fn told(pid: u32, host: &str, port: u16, path: &str) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// The client at a terminal of its own: it is the session's leader there, as a shell's child at a console would be.
+struct Terminal {
+    screen: std::fs::File,
+    client: Child,
+    shown: Arc<Mutex<String>>,
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Terminal {
+    fn open(device: &Device, (rows, columns): (u16, u16), arguments: &[&str]) -> Terminal {
+        let size = nix::pty::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = nix::pty::openpty(Some(&size), None).unwrap();
+        let side = || Stdio::from(pair.slave.try_clone().unwrap());
+        let mut command = Command::new("setsid");
+        command.args(["--ctty", "docker"]).args(arguments);
+        device.at_home(&mut command).env("TERM", "xterm");
+        let client = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+        drop((command, pair.slave));
+        let screen = std::fs::File::from(pair.master);
+        let shown = Arc::new(Mutex::new(String::new()));
+        let (mut from, to) = (screen.try_clone().unwrap(), Arc::clone(&shown));
+        let reader = std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            // EIO: the last one that had the other side open has gone.
+            while let Ok(n @ 1..) = std::io::Read::read(&mut from, &mut bytes) {
+                to.lock().unwrap().push_str(&String::from_utf8_lossy(bytes.get(..n).unwrap()));
+            }
+        });
+        Terminal { screen, client, shown, reader: Some(reader) }
+    }
+
+    /// Waits until this was shown and forgets it with all before it.
+    fn shows(&self, text: &str) {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let mut shown = self.shown.lock().unwrap();
+            if let Some(at) = shown.find(text) {
+                shown.drain(..at + text.len());
+                return;
+            }
+            assert!(Instant::now() < end, "{text:?} is not within 30 s in {shown:?}");
+            drop(shown);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn types(&mut self, keys: &str) {
+        self.screen.write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn resize(&self, (rows, columns): (u16, u16)) {
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.screen, size).unwrap();
+    }
+
+    /// The client's exit code, and what else it showed.
+    fn ends(mut self) -> (Option<i32>, String) {
+        let mut code = None;
+        until("the client ends", || {
+            code = self.client.try_wait().unwrap();
+            code.is_some()
+        });
+        self.reader.take().unwrap().join().unwrap();
+        (code.unwrap().code(), self.shown.lock().unwrap().clone())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.client.kill();
+        let _ = self.client.wait();
+        if std::thread::panicking() {
+            eprintln!("terminal: {:?}", self.shown);
+        }
+    }
+}
+
 /// A process that goes with the test.
 struct Service(Child);
 
@@ -516,6 +598,149 @@ fn input_reaches_a_program_and_so_does_its_end() {
     device.sleeper("app", &[]);
     assert_eq!(device.ok_with(&["exec", "-i", "app", "cat"], b"to exec\n"), "to exec\n");
     device.ok(&["rm", "-f", "app"]);
+}
+
+#[test]
+fn a_terminal_has_its_size_from_the_first_instant_and_its_changes() {
+    let Some(device) = Device::start() else { return };
+    let none = ["run", "--rm", "-t", "--network", "none", "box:1"];
+    for _ in 0..5 {
+        let term = Terminal::open(&device, (33, 77), &[&none[..], &["stty", "size"]].concat());
+        let (code, shown) = term.ends();
+        assert_eq!((code, shown.trim_end()), (Some(0), "33 77"));
+    }
+    let tells = "trap 'echo now $(stty size)' WINCH; echo begun; while :; do sleep 0.05; done";
+    let run = ["run", "-it", "--network", "none", "--name", "app", "box:1", "sh", "-c", tells];
+    let term = Terminal::open(&device, (33, 77), &run);
+    term.shows("begun");
+    term.resize((44, 99));
+    term.shows("now 44 99");
+    // So has one that is entered.
+    for _ in 0..5 {
+        let entered = Terminal::open(&device, (21, 61), &["exec", "-t", "app", "stty", "size"]);
+        let (code, shown) = entered.ends();
+        assert_eq!((code, shown.trim_end()), (Some(0), "21 61"));
+    }
+    let entered = Terminal::open(&device, (22, 62), &["exec", "-it", "app", "sh", "-c", tells]);
+    entered.shows("begun");
+    entered.resize((55, 111));
+    entered.shows("now 55 111");
+    // The other's terminal is another one.
+    term.resize((45, 98));
+    term.shows("now 45 98");
+    drop(entered);
+    device.ok(&["rm", "-f", "app"]);
+    assert_eq!(term.ends().0, Some(137));
+}
+
+#[test]
+fn keys_reach_what_is_in_front_and_a_terminal_is_left_and_entered_again() {
+    let Some(device) = Device::start() else { return };
+    let run = ["run", "-it", "--network", "none", "--name", "app", "box:1", "sh"];
+    let mut term = Terminal::open(&device, (24, 80), &run);
+    term.shows("# ");
+    // Ctrl-C ends what is in front, and not the shell, which has number 1.
+    term.types("echo cat $((40+2)) $(tty); cat\r");
+    term.shows("cat 42 /dev/");
+    term.types("heard\r");
+    term.shows("heard\r\nheard\r\n");
+    term.types("\x03");
+    term.shows("# ");
+    term.types("echo code $?\r");
+    term.shows("code 130");
+    term.types("\x10\x11");
+    let (code, shown) = term.ends();
+    assert_eq!(code, Some(0), "{shown}");
+    assert_eq!(device.inspect(".State.Running", "app"), "true");
+
+    let mut again = Terminal::open(&device, (20, 60), &["attach", "app"]);
+    again.types("echo back $((40+3)); stty size\r");
+    again.shows("back 43\r\n20 60\r\n");
+    // Other keys, as the client asks for them; the first ones are plain input then.
+    let mut other = Terminal::open(&device, (20, 60), &["attach", "--detach-keys", "ctrl-x", "app"]);
+    other.types("echo second $((40+4))\r");
+    other.shows("second 44");
+    again.shows("second 44");
+    other.types("\x18");
+    // (The stock client calls that a failure, and says why.)
+    let (code, shown) = other.ends();
+    assert!(code == Some(1) && shown.contains("read escape sequence"), "{shown}");
+
+    let mut entered = Terminal::open(&device, (24, 80), &["exec", "-it", "app", "sh"]);
+    entered.shows("# ");
+    entered.types("sleep 1000\r");
+    until("it sleeps", || device.ok(&["top", "app"]).contains("sleep 1000"));
+    entered.types("\x03");
+    entered.shows("# ");
+    entered.types("exit 4\r");
+    assert_eq!(entered.ends().0, Some(4));
+
+    again.types("exit 9\r");
+    assert_eq!(again.ends().0, Some(9));
+    until("it ended", || device.inspect(".State.Running", "app") == "false");
+    assert_eq!(device.inspect(".State.ExitCode", "app"), "9");
+    // And a client that starts it itself.
+    let mut start = Terminal::open(&device, (30, 70), &["start", "-ai", "app"]);
+    start.types("stty size; exit 6\r");
+    start.shows("30 70");
+    assert_eq!(start.ends().0, Some(6));
+    device.ok(&["rm", "app"]);
+}
+
+#[test]
+fn an_init_reaps_hands_signals_on_and_passes_the_exit_code() {
+    let Some(device) = Device::start() else { return };
+    // What is left by a parent that ended goes to the first process; `sleep` never asks for it.
+    let orphan = "(sh -c 'exit 0' &); echo begun; exec sleep 1000";
+    for (name, init) in [("with", &["--init"][..]), ("without", &[])] {
+        let run = [&["run", "-d", "--network", "none", "--name", name][..], init].concat();
+        device.ok(&[&run[..], &["box:1", "sh", "-c", orphan]].concat());
+    }
+    let zombies = |name: &str| {
+        let all = device.ok(&["exec", name, "sh", "-c", "cat /proc/[0-9]*/stat"]);
+        all.lines().filter(|line| line.contains(") Z ")).count()
+    };
+    until("an orphan is left dead where nobody reaps", || zombies("without") == 1);
+    until("it is reaped", || device.ok(&["logs", "with"]) == "begun\n" && zombies("with") == 0);
+    assert!(
+        device.ok(&["exec", "with", "cat", "/proc/1/cmdline"]).starts_with("/sbin/docker-init\0--\0sh\0")
+    );
+    // It is not the first process, which a signal without a handler does not end.
+    let began = Instant::now();
+    device.ok(&["stop", "-t", "30", "with"]);
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(device.inspect(".State.ExitCode", "with"), "143");
+    device.ok(&["rm", "-f", "with", "without"]);
+
+    let run = ["run", "--rm", "--init", "--network", "none", "box:1"];
+    let code = |program: &[&str]| device.fails(&[&run[..], program].concat());
+    assert_eq!(code(&["sh", "-c", "exit 7"]).0, 7);
+    assert_eq!(code(&["sh", "-c", "kill -9 $$"]).0, 137);
+    let (none, said) = code(&["no-such-program"]);
+    assert!(none == 127 && said.contains("no-such-program"), "{said}");
+    assert_eq!(code(&["/etc/passwd"]).0, 126);
+
+    // A real-time signal, which Rust's libraries have no name for.
+    let traps = "trap 'echo heard' 37; echo begun; while :; do sleep 0.05; done";
+    device.ok(&["run", "-d", "--init", "--network", "none", "--name", "rt", "box:1", "sh", "-c", traps]);
+    until("it listens", || device.ok(&["logs", "rt"]) == "begun\n");
+    device.ok(&["kill", "-s", "RTMIN+3", "rt"]);
+    until("it heard", || device.ok(&["logs", "rt"]) == "begun\nheard\n");
+    device.ok(&["rm", "-f", "rt"]);
+
+    // At a terminal the program is in front.
+    let mut term =
+        Terminal::open(&device, (24, 80), &["run", "-it", "--init", "--network", "none", "box:1", "sh"]);
+    term.shows("# ");
+    term.types("echo cat $((40+2)); cat\r");
+    term.shows("cat 42");
+    term.types("heard\r");
+    term.shows("heard\r\nheard\r\n");
+    term.types("\x03");
+    term.shows("# ");
+    term.types("echo code $?; exit 8\r");
+    term.shows("code 130");
+    assert_eq!(term.ends().0, Some(8));
 }
 
 #[test]
@@ -1011,7 +1236,6 @@ fn an_owner_turns_containers_off_and_on_again() {
     device.ok(&["rm", "-f", "app"]);
 }
 
-/// The client in a terminal of its own, which `script` makes; what it shows, to a file that the test reads.
 #[test]
 fn events_are_told_as_they_happen() {
     let Some(device) = Device::start() else { return };

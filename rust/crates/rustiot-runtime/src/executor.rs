@@ -69,6 +69,15 @@ impl Executor for Payload {
             self.report("no command is given", libc::ENOENT);
             std::process::exit(127);
         };
+        // The shim sets the size as well, when the terminal's other end has reached it. That may be after a program that is
+        // quick has asked for it, so it is right from the start.
+        if let Some(process) = spec.process()
+            && process.terminal() == Some(true)
+            && let Some(size) = process.console_size()
+        {
+            let of = |n: u64| u16::try_from(n).unwrap_or(0);
+            let _ = sys::terminal_size(of(size.height()), of(size.width()));
+        }
         if let Err(text) = self.confine() {
             self.report(&text, libc::EPERM);
             std::process::exit(126);

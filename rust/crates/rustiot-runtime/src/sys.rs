@@ -59,6 +59,14 @@ pub fn install_filter(filter: &[Filter]) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Rows and columns of the terminal that is our standard input.
+pub fn terminal_size(rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request takes a pointer to a `winsize`, which lives across the call.
+    let result = unsafe { libc::ioctl(0, libc::TIOCSWINSZ, &raw const size) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Signals as a program expects them: the standard library ignores SIGPIPE, and the shim blocks what it waits for.
 pub fn default_signals() {
     // SAFETY: sets dispositions and the mask of this single-threaded process.

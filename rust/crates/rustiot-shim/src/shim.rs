@@ -697,7 +697,7 @@ impl Shim {
     }
 
     fn begin(&mut self, client: u64, name: String, arguments: Vec<std::ffi::OsString>, wanted: &Wanted) {
-        match self.spawn(&name, arguments, wanted) {
+        match self.spawn(client, arguments, wanted) {
             Ok(mut program) => {
                 program.asked_by = Some(client);
                 self.programs.insert(name.clone(), program);
@@ -716,14 +716,15 @@ impl Shim {
         }
     }
 
-    fn spawn(&self, name: &str, arguments: Vec<std::ffi::OsString>, wanted: &Wanted) -> io::Result<Program> {
+    fn spawn(&self, client: u64, arguments: Vec<std::ffi::OsString>, wanted: &Wanted) -> io::Result<Program> {
         let (first, before) = self.config.runtime.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let mut command = Command::new(first);
         command.args(before).args(arguments).arg("--root").arg(&self.config.runtime_root);
         let mut program = Program { tty: wanted.tty, size: wanted.size, ..Program::default() };
         let mut theirs = Vec::new();
         if wanted.tty {
-            let path = self.directory.join(if name.is_empty() { "tty" } else { name });
+            // Short, and another one for each: an exec's name would not fit into a socket's path.
+            let path = self.directory.join(format!("t{client}"));
             let _ = std::fs::remove_file(&path);
             let console = UnixListener::bind(&path)?;
             console.set_nonblocking(true)?;
@@ -805,6 +806,10 @@ impl Shim {
         let failed = program.answer.error.is_some();
         if !failed {
             program.started_at = Some(clock::now());
+            // The runtime has set the size that was wanted at first; one that was asked for meanwhile is the one that counts.
+            if let (Some(terminal), Some(size)) = (&program.terminal, program.size) {
+                let _ = sys::resize(terminal.as_fd(), size);
+            }
         }
         if let Some((_, path)) = program.console.take_if(|_| failed) {
             let _ = std::fs::remove_file(path);
