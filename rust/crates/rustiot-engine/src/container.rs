@@ -51,6 +51,8 @@ pub struct Container {
     live: Mutex<Live>,
     /// One change of state at a time.
     pub change: tokio::sync::Mutex<()>,
+    /// One record on its way to the medium at a time.
+    pub keeping: tokio::sync::Mutex<()>,
     pub ends: watch::Sender<Ends>,
     /// The pause before a restart is over.
     pub no_restart: Notify,
@@ -66,6 +68,7 @@ impl Container {
             record: Mutex::new(record),
             live: Mutex::new(live),
             change: tokio::sync::Mutex::default(),
+            keeping: tokio::sync::Mutex::default(),
             ends: watch::channel(ends).0,
             no_restart: Notify::new(),
         }

@@ -56,7 +56,7 @@ pub struct Inner {
     pub events: Events,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
-    /// One creation of a name at a time.
+    /// One creation of a name at a time, and none of who uses a volume while one is removed.
     naming: tokio::sync::Mutex<()>,
 }
 
@@ -199,6 +199,23 @@ impl Inner {
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// The directories and the record of a container that is new; durable when it returns.
+    fn keep_new(&self, record: &Record) -> Result<(), Error> {
+        let failed = |e: std::io::Error| Error::failed("cannot make the container's directory", e);
+        let (upper, work) = (self.layout.upper(&record.id), self.layout.work(&record.id));
+        for part in [&upper, &work] {
+            std::fs::create_dir_all(part).map_err(failed)?;
+        }
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(upper, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        // The record last: a directory without one was never a container.
+        record.save(&self.layout).map_err(|e| Error::failed("cannot keep the container", e))?;
+        if record.is_transient() {
+            return Ok(());
+        }
+        sync_directory(&self.layout.containers()).map_err(failed)
     }
 
     // Execs.
@@ -777,17 +794,23 @@ impl Engine for RustiotEngine {
             }
         }
         let id = random_id();
-        for path in make {
-            std::fs::create_dir_all(&path)
-                .or_else(|e| if Path::new(&path).exists() { Ok(()) } else { Err(e) })
-                .map_err(|e| Error::failed(format!("cannot make {path}"), e))?;
-        }
-        for mount in mounts.iter_mut().filter(|m| m.kind == MountKind::Volume) {
-            if mount.name.is_empty() {
-                mount.name = random_id();
-            }
-            mount.source = engine.make_volume(&mount.name, BTreeMap::new(), mount.anonymous)?.mountpoint;
-        }
+        let mounts = engine
+            .blocking(move |engine| {
+                for path in make {
+                    std::fs::create_dir_all(&path)
+                        .or_else(|e| if Path::new(&path).exists() { Ok(()) } else { Err(e) })
+                        .map_err(|e| Error::failed(format!("cannot make {path}"), e))?;
+                }
+                for mount in mounts.iter_mut().filter(|m| m.kind == MountKind::Volume) {
+                    if mount.name.is_empty() {
+                        mount.name = random_id();
+                    }
+                    mount.source =
+                        engine.make_volume(&mount.name, BTreeMap::new(), mount.anonymous)?.mountpoint;
+                }
+                Ok(mounts)
+            })
+            .await?;
         let mut wanted = request.networking_config.endpoints_config.clone();
         if !config.mac_address.is_empty() {
             // Where clients before 1.44 wrote it.
@@ -815,28 +838,18 @@ impl Engine for RustiotEngine {
         command(&record)?;
         let warnings = networks::check(&record)?;
         engine.store.hold(&image.id, &id).map_err(images::error)?;
-        let directory = engine.layout.container(&id);
-        let kept = (|| -> Result<(), Error> {
-            let failed = |e: std::io::Error| Error::failed("cannot make the container's directory", e);
-            for part in [engine.layout.upper(&id), engine.layout.work(&id)] {
-                std::fs::create_dir_all(part).map_err(failed)?;
-            }
-            use std::os::unix::fs::PermissionsExt;
-            std::fs::set_permissions(engine.layout.upper(&id), std::fs::Permissions::from_mode(0o755))
-                .map_err(failed)?;
-            // The record last: a directory without one was never a container.
-            record.save(&engine.layout).map_err(|e| Error::failed("cannot keep the container", e))?;
-            if record.is_transient() {
-                return Ok(());
-            }
-            sync_directory(&engine.layout.containers()).map_err(failed)
-        })();
-        if let Err(error) = kept {
-            engine.store.release(&id);
-            let _ = std::fs::remove_dir_all(directory);
-            let _ = std::fs::remove_dir_all(engine.layout.transient(&id));
-            return Err(error);
-        }
+        // The medium is waited for elsewhere: this thread answers all clients.
+        let record = engine
+            .blocking(move |engine| {
+                let kept = engine.keep_new(&record);
+                if kept.is_err() {
+                    engine.store.release(&record.id);
+                    let _ = std::fs::remove_dir_all(engine.layout.container(&record.id));
+                    let _ = std::fs::remove_dir_all(engine.layout.transient(&record.id));
+                }
+                kept.map(|()| record)
+            })
+            .await?;
         let container = Arc::new(Container::new(record));
         engine.containers().insert(id.clone(), Arc::clone(&container));
         engine.say(&container, "create", &[]);
@@ -926,14 +939,8 @@ impl Engine for RustiotEngine {
         let _guard = container.change.lock().await;
         let was_restarting = container.live().status == Status::Restarting;
         let timeout = timeout.or(container.record().config.stop_timeout).unwrap_or(10);
-        {
-            let mut record = container.record();
-            record.stopped = true;
-            record.wanted = false;
-            record
-                .save(&self.0.layout)
-                .map_err(|e| Error::failed("cannot keep that the container is stopped", e))?;
-        }
+        let what = "cannot keep that the container is stopped";
+        self.0.keep(&container, what, |record| (record.stopped, record.wanted) = (true, false)).await?;
         if was_restarting {
             container.live().status = Status::Exited;
             container.no_restart.notify_waiters();
@@ -1011,13 +1018,9 @@ impl Engine for RustiotEngine {
         if let Some(other) = self.0.containers().values().find(|c| c.name() == name) {
             return Err(Error::NameInUse { name: name.to_owned(), id: other.id.clone() });
         }
-        let old = {
-            let mut record = container.record();
-            let mut renamed = record.clone();
-            name.clone_into(&mut renamed.name);
-            renamed.save(&self.0.layout).map_err(|e| Error::failed("cannot keep the container's name", e))?;
-            std::mem::replace(&mut *record, renamed).name
-        };
+        let old = container.name();
+        let what = "cannot keep the container's name";
+        self.0.keep(&container, what, |record| name.clone_into(&mut record.name)).await?;
         self.0.rename_in_networks(&container).await;
         self.0.say(&container, "rename", &[("oldName", format!("/{old}"))]);
         Ok(())
@@ -1058,8 +1061,7 @@ impl Engine for RustiotEngine {
             cgroup::update(&self.0.layout.group(&container.id), &update.resources)
                 .map_err(|e| Error::failed("cannot change the limits", e))?;
         }
-        let mut record = container.record();
-        let (new, mut host) = (update.resources, record.host.clone());
+        let (new, mut host) = (update.resources, container.record().host.clone());
         let own = &mut host.resources;
         for (own, new) in [
             (&mut own.memory, new.memory),
@@ -1092,9 +1094,8 @@ impl Engine for RustiotEngine {
             }
             host.restart_policy = update.restart_policy;
         }
-        record.host = host;
-        record.save(&self.0.layout).map_err(|e| Error::failed("cannot keep the new limits", e))?;
-        drop(record);
+        let what = "cannot keep the new limits";
+        self.0.keep(&container, what, |record| record.host.clone_from(&host)).await?;
         self.0.say(&container, "update", &[]);
         Ok(Vec::new())
     }
@@ -1297,7 +1298,8 @@ impl Engine for RustiotEngine {
         for container in all {
             let stopped = matches!(container.live().status, Status::Created | Status::Exited | Status::Dead);
             if stopped && which(&self.0.summary(&container)) {
-                let (size, _) = self.0.sizes(&container.record().clone());
+                let its = container.record().clone();
+                let (size, _) = self.0.blocking(move |engine| Ok(engine.sizes(&its))).await?;
                 if self.0.remove(&container, false, false).await.is_ok() {
                     pruned.space_reclaimed += u64::try_from(size).unwrap_or(0);
                     pruned.deleted.push(container.id.clone());
@@ -1500,10 +1502,12 @@ impl Engine for RustiotEngine {
                 "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
             )));
         }
-        self.0.make_volume(&name, request.labels, anonymous)
+        let _naming = self.0.naming.lock().await;
+        self.0.blocking(move |engine| engine.make_volume(&name, request.labels, anonymous)).await
     }
 
     async fn remove_volume(&self, name: &str, force: bool) -> Result<(), Error> {
+        let _naming = self.0.naming.lock().await;
         if !create::is_volume_name(name) || self.0.load_volume(name).is_none() {
             return if force { Ok(()) } else { Err(Error::NoSuchVolume(name.to_owned())) };
         }

@@ -59,21 +59,48 @@ pub fn signal(name: &str) -> Result<i32, Error> {
 }
 
 impl Inner {
+    /// Changes a container's record: on the medium first, and in memory when it is there. A thread of its own waits for the
+    /// medium, and nobody who looks at the record waits with it. What is kept later has in it what was kept before.
+    ///
+    /// # Errors
+    /// The medium's, with `what` was to be kept in front; then nothing has changed.
+    pub async fn keep(
+        &self,
+        container: &Arc<Container>,
+        what: &'static str,
+        change: impl Fn(&mut Record),
+    ) -> Result<(), Error> {
+        let _one = container.keeping.lock().await;
+        let mut new = container.record().clone();
+        change(&mut new);
+        let layout = self.layout.clone();
+        tokio::task::spawn_blocking(move || new.save(&layout))
+            .await
+            .map_err(|e| Error::failed(what, e))?
+            .map_err(|e| Error::failed(what, e))?;
+        change(&mut container.record());
+        Ok(())
+    }
+
     /// Starts it, with its state already checked and `change` held.
     pub async fn start(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), Error> {
         let before = container.record().clone();
         let result = self.try_start(container).await;
         if let Err(error) = &result {
             self.clean(container).await;
-            let mut record = container.record();
-            (record.wanted, record.stopped, record.last) = (before.wanted, before.stopped, before.last);
-            record.last.error = error.to_string();
-            record.last.code = match error {
-                Error::CannotRun(text) if text.contains("not found") || text.contains("no such file") => 127,
-                Error::CannotRun(_) => 126,
-                _ => 128,
-            };
-            let _ = record.save(&self.layout);
+            {
+                let mut record = container.record();
+                (record.wanted, record.stopped, record.last) = (before.wanted, before.stopped, before.last);
+                record.last.error = error.to_string();
+                record.last.code = match error {
+                    Error::CannotRun(text) if text.contains("not found") || text.contains("no such file") => {
+                        127
+                    }
+                    Error::CannotRun(_) => 126,
+                    _ => 128,
+                };
+            }
+            let _ = self.keep(container, "cannot keep why the start failed", |_| ()).await;
         }
         // Who waited for a start that failed learns it by the end of its connection.
         container.live().waiting.clear();
@@ -91,18 +118,15 @@ impl Inner {
         let _ = std::fs::remove_file(&prepared.config.exit);
         // The medium takes the record while the program is being started. Nobody is told before both are done; the
         // process's number is only of use to this engine, and the next one asks the shim.
-        let (layout, its) = (self.layout.clone(), Arc::clone(container));
-        let kept = tokio::task::spawn_blocking(move || {
-            let mut record = its.record();
+        let run = Run { started: Some(Timestamp::now()), ..Run::default() };
+        let kept = self.keep(container, "cannot keep the container's state", |record| {
             record.wanted = true;
             record.stopped = false;
-            record.last = Run { started: Some(Timestamp::now()), ..Run::default() };
-            record.save(&layout)
+            record.last = run.clone();
         });
-        let started = self.run_shim(container, &prepared).await;
-        let kept = kept.await.map_err(|e| Error::failed("cannot keep the container's state", e))?;
+        let (kept, started) = tokio::join!(kept, self.run_shim(container, &prepared));
         let (pid, watch) = started?;
-        kept.map_err(|e| Error::failed("cannot keep the container's state", e))?;
+        kept?;
         {
             let mut record = container.record();
             record.last.pid = pid;
@@ -369,15 +393,11 @@ impl Inner {
             Duration::try_from(Timestamp::now().duration_since(started)).unwrap_or_default()
         };
         // How it ended is durable already, by the shim: the record follows while the rest is cleaned up.
-        let (layout, its) = (self.layout.clone(), Arc::clone(container));
-        let kept = tokio::task::spawn_blocking(move || {
-            let record = its.record();
-            if let Err(error) = record.save(&layout) {
-                eprintln!("rustiot-engine: cannot keep how {} ended: {error}", record.name);
-            }
-        });
-        self.clean(container).await;
-        let _ = kept.await;
+        let kept = self.keep(container, "cannot keep how it ended", |_| ());
+        let (kept, ()) = tokio::join!(kept, self.clean(container));
+        if let Err(error) = kept {
+            eprintln!("rustiot-engine: {}: {error}", container.name());
+        }
         let (restart, remove, pause) = {
             let record = container.record();
             let mut live = container.live();
@@ -523,13 +543,8 @@ impl Inner {
             }
             self.stop(container, nix::libc::SIGKILL, 10).await;
         }
-        {
-            let mut record = container.record();
-            record.removing = true;
-            record
-                .save(&self.layout)
-                .map_err(|e| Error::failed("cannot keep that the container is being removed", e))?;
-        }
+        let what = "cannot keep that the container is being removed";
+        self.keep(container, what, |record| record.removing = true).await?;
         container.live().status = Status::Removing;
         container.no_restart.notify_waiters();
         self.clean(container).await;
@@ -539,11 +554,15 @@ impl Inner {
                 let record = container.record();
                 record.mounts.iter().filter(|m| m.anonymous).map(|m| m.name.clone()).collect()
             };
-            for name in anonymous {
-                if !self.volume_in_use(&name) {
-                    let _ = self.remove_volume_files(&name);
+            let this = Arc::clone(self);
+            let _ = tokio::task::spawn_blocking(move || {
+                for name in anonymous {
+                    if !this.volume_in_use(&name) {
+                        let _ = this.remove_volume_files(&name);
+                    }
                 }
-            }
+            })
+            .await;
         }
         self.say(container, "destroy", &[]);
         let code = container.record().last.code;

@@ -987,8 +987,8 @@ impl Inner {
     /// Keeps a container's new networks, and shows them to it.
     async fn keep_networks(&self, container: &Arc<Container>, record: Record) -> Result<(), Error> {
         let networks = record.networks.clone();
-        record.save(&self.layout).map_err(|e| Error::failed("cannot keep the container's networks", e))?;
-        container.record().networks = networks;
+        let what = "cannot keep the container's networks";
+        self.keep(container, what, |kept| kept.networks.clone_from(&networks)).await?;
         let Ok(bridges) = &self.networks.bridges else { return Ok(()) };
         if !container.runs() {
             return Ok(());
