@@ -33,6 +33,8 @@ const INPUT: usize = 256 * 1024;
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long a client may take for the last of it.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How long an engine may take to come before the start. Ours connects at once.
+const NOBODY: Duration = Duration::from_secs(10);
 
 /// Why a shim cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +133,8 @@ struct Shim {
     unknown: HashMap<i32, i32>,
     stopping: Option<Instant>,
     done: Option<Instant>,
+    /// Until when somebody must have come who may start the container.
+    expected: Option<Instant>,
 }
 
 /// Runs the shim of the container whose `shim.json` is in `directory`, until the container has ended.
@@ -179,6 +183,7 @@ pub fn run(directory: &Path) -> Result<(), Error> {
         unknown: HashMap::new(),
         stopping: None,
         done: None,
+        expected: Some(Instant::now() + NOBODY),
     };
     shim.serve(&listener, &signals)?;
     // Last: who waits for the container's end does not wait for this.
@@ -340,6 +345,7 @@ impl Shim {
             .chain(stalls)
             .chain(farewells)
             .chain(self.stopping)
+            .chain(self.expected)
             .chain(self.done.map(|at| at + FAREWELL))
             .min()
     }
@@ -368,6 +374,12 @@ impl Shim {
             .collect();
         for id in gone {
             self.leave(id);
+        }
+        // The engine holds a connection from before the start. One that ended in between will not come back for it, and
+        // the next one takes over what runs only.
+        let deserted = self.programs.is_empty() && self.clients.is_empty() && self.done.is_none();
+        if deserted && self.expected.is_none_or(|at| now >= at) {
+            return Ok(true);
         }
         if self.stopping.is_some_and(|at| now >= at) {
             self.stopping = None;
@@ -400,6 +412,7 @@ impl Shim {
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
+            self.expected = None;
             self.next_client += 1;
             let client = Client {
                 stream,
