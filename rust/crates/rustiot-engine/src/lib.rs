@@ -21,6 +21,7 @@ mod lifecycle;
 mod logs;
 mod networks;
 mod notify;
+mod places;
 mod process;
 mod record;
 mod rootfs;

@@ -19,6 +19,7 @@ use tokio::net::UnixListener;
 use crate::beneath::Root;
 use crate::container::Container;
 use crate::engine::Inner;
+use crate::places::Places;
 use crate::record::{MountKind, Record, Run};
 use crate::shim::{Shim, ask};
 use crate::spec::{self, Surroundings};
@@ -277,7 +278,7 @@ impl Inner {
             arguments: all,
             environment,
         };
-        let spec = spec::build(&record, &confinement, &around)?;
+        let spec = spec::build(&record, &confinement, &around, Places::new(root))?;
         let write = |name: &str, bytes: &[u8]| {
             rustiot_durable::atomic_write_volatile(&directory.join(name), bytes)
                 .map_err(|e| Error::failed("cannot write the container's bundle", e))

@@ -11,6 +11,7 @@ use rustiot_docker_api::Error;
 use rustiot_docker_api::types::HostConfig;
 use serde_json::{Value, json};
 
+use crate::places::Places;
 use crate::record::{MountKind, Record};
 use crate::seccomp;
 use crate::users::User;
@@ -235,44 +236,61 @@ pub fn process(
 ///
 /// # Errors
 /// Options that make no sense on this host.
-pub fn build(record: &Record, confinement: &Confinement, around: &Surroundings<'_>) -> Result<Value, Error> {
+pub fn build(
+    record: &Record,
+    confinement: &Confinement,
+    around: &Surroundings<'_>,
+    mut places: Places,
+) -> Result<Value, Error> {
+    let mut place = |target: &str, source: Option<&Path>| {
+        let place = places.mount(Path::new(target), source);
+        let place = place.map_err(|e| Error::failed(format!("cannot follow the links to {target}"), e))?;
+        Ok::<_, Error>(place.to_string_lossy().into_owned())
+    };
     let host = &record.host;
     let (wide, _) = confinement.handed_over();
     let mut arguments = around.arguments.clone();
     let mut mounts = base_mounts(host);
+    for mount in &mounts {
+        place(mount["destination"].as_str().unwrap_or_default(), None)?;
+    }
     if let Some(init) = around.init {
         arguments.splice(0..0, ["/sbin/docker-init".to_owned(), "--".to_owned()]);
-        mounts.push(bind(&init.to_string_lossy(), "/sbin/docker-init", &["ro"]));
+        mounts.push(bind(&init.to_string_lossy(), &place("/sbin/docker-init", None)?, &["ro"]));
     }
     for name in ["hosts", "hostname", "resolv.conf"] {
         let file = around.files.join(name);
         if file.exists() && record.mounts.iter().all(|m| m.target != format!("/etc/{name}")) {
             let options: &[&str] = if host.readonly_rootfs { &["ro"] } else { &[] };
-            mounts.push(bind(&file.to_string_lossy(), &format!("/etc/{name}"), options));
+            // In many images /etc/resolv.conf is a link to what some service makes on a machine.
+            mounts.push(bind(&file.to_string_lossy(), &place(&format!("/etc/{name}"), None)?, options));
         }
     }
     // Outer paths before inner ones.
     let mut own: Vec<_> = record.mounts.iter().collect();
     own.sort_by_key(|m| m.target.matches('/').count());
     for mount in own {
+        let source = (mount.kind != MountKind::Tmpfs).then_some(Path::new(&mount.source));
+        let place = place(&mount.target, source)?;
+        mounts.retain(|m| m["destination"] != place.as_str());
         match mount.kind {
             MountKind::Tmpfs => {
-                mounts.retain(|m| m["destination"] != mount.target.as_str());
                 let mut options = vec!["noexec", "nosuid", "nodev"];
                 for option in mount.options.split(',').filter(|o| !o.is_empty()) {
                     options.retain(|o| o.strip_prefix("no") != Some(option));
                     options.push(option);
                 }
-                mounts.push(json!({ "destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options }));
+                mounts.push(
+                    json!({ "destination": place, "type": "tmpfs", "source": "tmpfs", "options": options }),
+                );
             }
             MountKind::Bind | MountKind::Volume => {
-                mounts.retain(|m| m["destination"] != mount.target.as_str());
                 let mut options =
                     vec![if mount.propagation.is_empty() { "rprivate" } else { &mount.propagation }];
                 if mount.read_only {
                     options.push("ro");
                 }
-                mounts.push(bind(&mount.source, &mount.target, &options));
+                mounts.push(bind(&mount.source, &place, &options));
             }
         }
     }

@@ -110,6 +110,18 @@ fn image() -> Vec<u8> {
         }
     });
     let top = layer(&|tar| {
+        // Links to what is not there, as images have them.
+        for (name, to) in [
+            ("etc/resolv.conf", "../run/resolve/stub-resolv.conf"),
+            ("data", "/srv/app/data"),
+            ("round", "round"),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_mode(0o777);
+            header.set_size(0);
+            tar.append_link(&mut header, name, to).unwrap();
+        }
         add(tar, "etc/passwd", 0o644, tar::EntryType::Regular, b"root:x:0:0:root:/root:/bin/sh\n");
         add(tar, "etc/nsswitch.conf", 0o644, tar::EntryType::Regular, b"hosts: files dns\n");
         for (path, bytes) in bash().unwrap() {
@@ -1207,15 +1219,121 @@ fn a_volume_over_a_link_in_another_volume_stays_inside() {
     device.ok(&seen);
     let file = device.path("data/volumes/inner/_data/file");
     assert_eq!(std::fs::read_to_string(file).unwrap(), "in\n");
-    // One to what is not there in the container is refused or made inside; the host's directory stays as it is.
-    let output = device.docker(&[&none[..], &["-v", "inner:/v/bad/x", "box:1", "true"]].concat(), b"");
-    eprintln!("over a link that leads nowhere: {output:?}");
-    assert!(
-        output.status.success() || String::from_utf8_lossy(&output.stderr).contains("rootfs"),
-        "{output:?}"
-    );
+    // To what is not there in the container, too: it is made there, and the host's directory stays as it is.
+    let reads = format!("cat {host}/x/file /v/bad/x/file");
+    let seen = [&none[..], &["-v", "inner:/v/bad/x", "box:1", "sh", "-c", &reads]].concat();
+    assert_eq!(device.ok(&seen), "in\nin\n");
     assert_eq!(std::fs::read_dir(host).unwrap().count(), 0);
     assert!(device.mounts().iter().all(|m| !m.starts_with(host)), "{:?}", device.mounts());
+}
+
+#[test]
+fn a_mount_over_a_link_of_the_image_goes_where_the_link_leads() {
+    let Some(device) = Device::start() else { return };
+    let own = device.path("own");
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::write(own.join("file"), "of the host\n").unwrap();
+    let bind = format!("{}:/data/bound", own.display());
+    let none = ["run", "--rm", "--network", "none"];
+    for (mount, place, reads) in [
+        (["-v", "kept:/data"], "/srv/app/data", ""),
+        (["-v", "kept:/data/in/it"], "/srv/app/data/in/it", ""),
+        (["--tmpfs", "/data/tmp"], "/srv/app/data/tmp", ""),
+        (["-v", &bind], "/srv/app/data/bound", "of the host\n"),
+    ] {
+        let shows = format!("cat {place}/file 2>/dev/null; busybox grep -o ' {place} ' /proc/self/mountinfo");
+        let seen = device.ok(&[&none[..], &mount, &["box:1", "sh", "-c", &shows]].concat());
+        assert_eq!(seen, format!("{reads} {place} \n"), "{mount:?}");
+    }
+    // The engine's own files go the same way.
+    let seen =
+        device.ok(&["run", "--rm", "box:1", "cat", "/run/resolve/stub-resolv.conf", "/etc/resolv.conf"]);
+    assert!(seen.matches("nameserver ").count() >= 2, "{seen}");
+    let (code, said) = device.fails(&[&none[..], &["-v", "kept:/round/x", "box:1", "true"]].concat());
+    assert!(code == 125 && said.contains("cannot follow the links to /round/x"), "{said}");
+    assert_eq!(device.ok(&["ps", "-aq"]), "");
+}
+
+/// A file system that takes no write until this goes.
+struct Frozen {
+    holder: u32,
+    at: PathBuf,
+}
+
+impl Frozen {
+    fn fsfreeze(&self, way: &str) -> bool {
+        let mut enter = Command::new("nsenter");
+        enter.arg(format!("--mount=/proc/{}/ns/mnt", self.holder)).args(["fsfreeze", way]).arg(&self.at);
+        enter.status().unwrap().success()
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.fsfreeze("--unfreeze");
+    }
+}
+
+#[test]
+fn the_api_answers_while_the_medium_takes_its_time() {
+    let Some(mut device) = Device::bare() else { return };
+    let (data, medium) = (device.path("data"), device.path("medium"));
+    std::fs::create_dir(&data).unwrap();
+    std::fs::File::create(&medium).unwrap().set_len(256 << 20).unwrap();
+    let mount = format!(
+        "mkfs.ext4 -q {0} && mount -o loop {0} {1} && command -v fsfreeze >/dev/null",
+        medium.display(),
+        data.display()
+    );
+    let mut enter = Command::new("nsenter");
+    enter.arg(format!("--mount=/proc/{}/ns/mnt", device.holder.id())).args(["sh", "-c", &mount]);
+    if !enter.status().unwrap().success() {
+        eprintln!("skipped: no loop device, mkfs.ext4 or fsfreeze on this machine");
+        return;
+    }
+    let archive = device.path("box.tar");
+    std::fs::write(&archive, image()).unwrap();
+    device.boot();
+    device.ok(&["load", "-i", archive.to_str().unwrap()]);
+    device.sleeper("runs", &[]);
+    device.ok(&["create", "--network", "none", "--name", "old", "box:1"]);
+    let engine = device.engine.as_ref().unwrap().id();
+    // A thread that waits for a frozen file system cannot be interrupted.
+    let waiting = || {
+        let tasks = std::fs::read_dir(format!("/proc/{engine}/task")).unwrap().flatten();
+        let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+        stats.filter(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('D'))).count()
+    };
+    let names = || device.ok(&["ps", "-a", "--format", "{{.Names}}"]);
+    let changes = [
+        (&["rename", "old", "new"][..], "old"),
+        (&["create", "--network", "none", "--name", "made", "-v", "vol:/v", "box:1"], "new"),
+        (&["update", "--restart", "always", "new"], "made"),
+        (&["volume", "create", "other"], "made"),
+    ];
+    for (change, there) in changes {
+        let before = names();
+        assert!(before.contains(there), "{before}");
+        let frozen = Frozen { holder: device.holder.id(), at: data.clone() };
+        assert!(frozen.fsfreeze("--freeze"));
+        let mut client = Service(device.command(change).stdout(Stdio::null()).spawn().unwrap());
+        until("a thread waits for the medium", || waiting() > 0);
+        let began = Instant::now();
+        device.ok(&["version"]);
+        assert_eq!(names(), before, "nobody is told before the medium has it");
+        assert_eq!(device.ok(&["exec", "runs", "echo", "inside"]), "inside\n");
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert!(client.0.try_wait().unwrap().is_none(), "{change:?} has not waited");
+        drop(frozen);
+        assert!(client.0.wait().unwrap().success(), "{change:?}");
+    }
+    let kept = names();
+    device.kill_engine();
+    device.boot();
+    assert_eq!(device.ok(&["ps", "-a", "--format", "{{.Names}}"]), kept);
+    assert_eq!(device.inspect(".HostConfig.RestartPolicy.Name", "new"), "always");
+    assert_eq!(device.ok(&["volume", "ls", "-q"]), "other\nvol\n");
+    device.ok(&["rm", "-f", "runs", "new", "made"]);
 }
 
 #[test]
