@@ -14,8 +14,10 @@ mount -t tmpfs tmpfs "$root/tmp"
 : >> "$root/etc/resolv.conf"
 : >> "$root/etc/hosts"
 mkdir -p "$root/medium" "$root/programs" "$root/.old"
-mount -o loop "$medium" "$root/medium"
-mount --bind "$programs" "$root/programs"
+loop=
+[ -b "$medium" ] || loop="-o loop"
+mount $loop "$medium" "$root/medium"
+mount --rbind "$programs" "$root/programs"
 cd "$root"
 pivot_root . .old
 busybox umount -l /.old

@@ -120,6 +120,11 @@ impl Off {
         &self.spec
     }
 
+    /// Its kind, to be changed for the next time that it is switched on.
+    pub fn spec_mut(&mut self) -> &mut Spec {
+        &mut self.spec
+    }
+
     /// The firmware's variables (a UEFI store), if it has any.
     pub fn vars(&self) -> PathBuf {
         self.dir.file(VARS)

@@ -306,9 +306,10 @@ pub enum Section {
 pub enum BenchWhat {
     /// The container engine beside Docker Engine and podman: size, memory, run, start and pull
     #[command(
-        after_help = "Examples:\n  rustiot bench containers\n  rustiot bench containers --rounds 15 --big 120 --write\n\n\
-        All three take turns in one root with Debian's packages, on one medium, without networks of containers; what \
-        they pull comes from Debian's docker-registry beside them. Needs root, and loop devices."
+        after_help = "Examples:\n  rustiot bench containers\n  rustiot bench containers --rounds 15 --big 120 --write\n  \
+        rustiot bench containers --guest --networks\n\n\
+        All three take turns in one root with Debian's packages, on one medium; what they pull comes from Debian's \
+        docker-registry beside them. Needs root, and loop devices or --guest."
     )]
     Containers(BenchContainers),
     /// Bytes of every way to a release, against what others make: two files, or real release pairs
@@ -342,6 +343,12 @@ pub struct BenchContainers {
     /// Megabytes of the large image, unpacked
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=4000))]
     pub big: u64,
+    /// Inside a machine in QEMU, beside the other services of a RustIoT OS, not on this one
+    #[arg(long)]
+    pub guest: bool,
+    /// Each container is on the default network of its engine; needs nftables in the kernel
+    #[arg(long)]
+    pub networks: bool,
     /// Put the table into docs/figures.md
     #[arg(long)]
     pub write: bool,

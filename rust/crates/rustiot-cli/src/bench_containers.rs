@@ -1,12 +1,14 @@
 //! `bench containers`: the device's container engine beside Docker Engine and podman of Debian, with the same images on
 //! the same medium: what they need on disk and in memory, and how long they take, in turns.
 //!
-//! They live in a world of their own (mounts, processes, network) that goes when this ends. Ours is driven by the stock
-//! client, as Docker Engine is; podman is its own. Never touches a container engine of the workstation.
+//! They live in a world of their own (mounts, processes, network) that goes when this ends, on the workstation or inside a
+//! machine in QEMU. Ours is driven by the stock client, as Docker Engine is; podman is its own. Never touches a container
+//! engine of the workstation.
 
 use crate::args;
 use crate::bench::{Target, aligned, mb, put, row, told};
 use crate::bench_delta::machine;
+use crate::bench_guest::{self, Guest};
 use crate::fail::Done;
 use anyhow::{Context as _, Result, ensure};
 use rustiot_board::Arch;
@@ -64,11 +66,14 @@ impl Engine {
         }
     }
 
-    /// Options of each container: none of them has a network, and here is no controller that could count processes.
-    fn options(self) -> &'static str {
-        match self {
-            Engine::Ours | Engine::Docker => "--network none",
-            Engine::Podman => "--network none --pids-limit=0",
+    /// Options of each container: a network only where it is asked for, and on a workstation no controller may be there
+    /// that could count processes.
+    fn options(self, networks: bool) -> &'static str {
+        match (self, networks) {
+            (Engine::Ours | Engine::Docker, false) => "--network none",
+            (Engine::Podman, false) => "--network none --pids-limit=0",
+            (Engine::Ours | Engine::Docker, true) => "",
+            (Engine::Podman, true) => "--pids-limit=0",
         }
     }
 
@@ -90,20 +95,23 @@ impl Engine {
         }
     }
 
-    /// Starts the daemons, if there are any.
-    fn start(self) -> Option<String> {
+    /// Starts the daemons, if there are any. Ours gets the environment of its unit.
+    fn start(self, networks: bool) -> Option<String> {
         match self {
             Engine::Ours => Some(format!(
                 "mkdir -p /run/rustiot && for name in engine runtime; do \
-                 ln -sf /programs/rustiot /run/rustiot/rustiot-$name; done && exec /run/rustiot/rustiot-engine \
+                 ln -sf /programs/rustiot /run/rustiot/rustiot-$name; done && \
+                 MALLOC_ARENA_MAX=1 exec /run/rustiot/rustiot-engine \
                  --data /medium/ours --run /run/ours --socket /run/docker.sock --cgroup rustiot-bench \
                  --shim /programs/rustiot-shim --runtime /run/rustiot/rustiot-runtime --insecure {REGISTRY}"
             )),
-            Engine::Docker => Some(
-                "exec dockerd --data-root /medium/docker --exec-root /run/docker -p /run/docker.pid --bridge=none \
-                 --iptables=false --ip6tables=false -l error -H unix:///run/dockerd.sock"
-                    .to_owned(),
-            ),
+            Engine::Docker => {
+                let off = if networks { "" } else { "--bridge=none --iptables=false --ip6tables=false" };
+                Some(format!(
+                    "exec dockerd --data-root /medium/docker --exec-root /run/docker -p /run/docker.pid {off} -l error \
+                     -H unix:///run/dockerd.sock"
+                ))
+            }
             Engine::Podman => None,
         }
     }
@@ -146,7 +154,7 @@ pub fn run(context: &Context, args: &args::BenchContainers) -> Done {
     let dir = Scratch::new(&std::env::temp_dir(), "rustiot-containers")?;
     let medium = dir.file("medium.img");
     File::create(&medium).and_then(|file| file.set_len(MEDIUM)).context("cannot make a medium")?;
-    let mut world = World::start(&context.conf("bench/containers-world.sh"), &root, &medium, &programs)?;
+    let mut world = World::start(context, &root, &medium, &programs, args.guest)?;
     let mut seen = ENGINES.map(|engine| Seen { name: engine.name(), ..Seen::default() });
     sizes(&world, &programs, &mut seen)?;
     let busybox = std::fs::read(root.join("usr/bin/busybox")).context("no busybox")?;
@@ -160,29 +168,38 @@ pub fn run(context: &Context, args: &args::BenchContainers) -> Done {
     }
     let words: Vec<String> = std::env::args().skip(1).collect();
     let place = format!("{}; `./rustiot {}`", machine(), words.join(" "));
-    let text = format!("{}\n{place}\n", text(&seen, &targets, args));
+    let text = format!("{}\n{place}\n", text(&seen, &targets, args, &world.described()));
     println!("{text}");
     if args.write {
         let path = context.repo().join("docs/figures.md");
         let page =
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        std::fs::write(
-            &path,
-            put(&page, "bench containers", "Containers beside Docker Engine and podman", &text),
-        )
-        .with_context(|| format!("cannot write {}", path.display()))?;
+        std::fs::write(&path, put(&page, &marked(args), &title(args), &text))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Which table of the page it is.
+fn marked(args: &args::BenchContainers) -> String {
+    let guest = if args.guest { " --guest" } else { "" };
+    format!("bench containers{guest}{}", if args.networks { " --networks" } else { "" })
+}
+
+fn title(args: &args::BenchContainers) -> String {
+    let guest = if args.guest { ", in a machine in QEMU" } else { "" };
+    let networks = if args.networks { ", on their default networks" } else { "" };
+    format!("Containers beside Docker Engine and podman{guest}{networks}")
 }
 
 fn measure(world: &mut World, args: &args::BenchContainers, seen: &mut [Seen; 3]) -> Result<()> {
     for (engine, seen) in ENGINES.into_iter().zip(seen.iter_mut()) {
         let name = engine.name();
         eprintln!("  … {name}: memory");
-        if let Some(start) = engine.start() {
+        if let Some(start) = engine.start(args.networks) {
             world.daemon(&start)?;
         }
-        let (client, options) = (engine.client(), engine.options());
+        let (client, options) = (engine.client(), engine.options(args.networks));
         until(&format!("{name} answers"), || world.sh(&format!("{client} version")))?;
         world.sh(&format!("{client} load -q -i /medium/small.tar"))?;
         // What a load needed is given back, and what a daemon does after its start is done.
@@ -199,7 +216,7 @@ fn measure(world: &mut World, args: &args::BenchContainers, seen: &mut [Seen; 3]
         eprintln!("  … run and start, round {}", round.saturating_add(1));
         for n in turn(round) {
             let (Some(&engine), Some(seen)) = (ENGINES.get(n), seen.get_mut(n)) else { continue };
-            let (client, options) = (engine.client(), engine.options());
+            let (client, options) = (engine.client(), engine.options(args.networks));
             seen.run.push(world.time(&format!("{client} run --rm {options} small:1 /busybox true"))?);
             world.sh(&format!("{client} create {options} --name one small:1 /busybox sleep 3600"))?;
             seen.start.push(world.time(&format!("{client} start one"))?);
@@ -259,60 +276,69 @@ struct World {
     inside: String,
     /// Registry and daemons. They go with the world.
     daemons: Vec<Child>,
+    /// Where it is, if not here. Goes last.
+    guest: Option<Guest>,
 }
 
 impl World {
-    fn start(script: &Path, root: &Path, medium: &Path, programs: &Programs) -> Result<World> {
+    fn start(
+        context: &Context,
+        root: &Path,
+        medium: &Path,
+        programs: &Programs,
+        guest: bool,
+    ) -> Result<World> {
+        let script = context.conf("bench/containers-world.sh");
         let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(medium).status();
         ensure!(made.context("cannot run mkfs.ext4")?.success(), "mkfs.ext4 failed");
+        let guest = guest.then(|| Guest::start(context, root, medium, &script)).transpose()?;
         let programs = programs.device.parent().context("no programs")?;
-        let mut command = Command::new("unshare");
-        command.args([
-            "--mount",
-            "--propagation",
-            "private",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "--net",
-            "--ipc",
-        ]);
-        command.args(["--uts", "sh"]).args([script, root, medium, programs]);
+        let here = [&*script, root, medium, programs].map(|path| path.to_string_lossy().into_owned());
+        let [script, root, medium, programs] = match guest {
+            Some(_) => [bench_guest::SCRIPT, bench_guest::ROOT, bench_guest::MEDIUM, bench_guest::PROGRAMS]
+                .map(str::to_owned),
+            None => here,
+        };
+        let holds = "echo $$ && exec unshare --mount --propagation private --pid --fork --kill-child --net --ipc --uts \
+                     sh \"$@\"";
+        let words = ["sh", "-c", holds, "sh", &script, &root, &medium, &programs];
+        let mut command = outside(guest.as_ref(), &words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut holder = command.spawn().context("cannot run unshare")?;
-        let mut line = String::new();
-        let stdout = holder.stdout.take().context("no output")?;
-        BufReader::new(stdout).read_line(&mut line).context("cannot read")?;
-        let id = holder.id();
-        let mut world = World { holder, inside: String::new(), daemons: Vec::new() };
-        ensure!(line == "ready\n", "the world of the engines was not made: root and loop devices are needed");
+        let mut said = BufReader::new(holder.stdout.take().context("no output")?).lines();
+        let mut next = || said.next().transpose().context("cannot read").map(Option::unwrap_or_default);
+        let (id, ready) = (next()?, next()?);
+        let mut world = World { holder, inside: String::new(), daemons: Vec::new(), guest };
+        ensure!(
+            ready == "ready",
+            "the world of the engines was not made: root, and loop devices or --guest, are needed"
+        );
         let children =
-            std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).context("no process")?;
-        world.inside = children.trim().to_owned();
+            outside(world.guest.as_ref(), &["cat", &format!("/proc/{id}/task/{id}/children")]).output();
+        world.inside = String::from_utf8_lossy(&children.context("no process")?.stdout).trim().to_owned();
         Ok(world)
     }
 
     /// A shell inside.
     fn command(&self, script: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args([
-            "-t",
-            &self.inside,
-            "-m",
-            "-p",
-            "-n",
-            "-i",
-            "-u",
-            "--",
-            "env",
-            "-i",
-            "-C",
-            "/",
+        let mut words =
+            vec!["nsenter", "-t", &self.inside, "-m", "-p", "-n", "-i", "-u", "--", "env", "-i", "-C", "/"];
+        words.extend([
             "HOME=/tmp",
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL=C.UTF-8",
+            "bash",
+            "-c",
+            script,
         ]);
-        command.args(["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "sh", "-c", script]);
+        let mut command = outside(self.guest.as_ref(), &words);
         command.stdin(Stdio::null());
         command
+    }
+
+    /// Where the world is.
+    fn described(&self) -> String {
+        self.guest.as_ref().map_or_else(|| "the kernel of this machine".to_owned(), Guest::described)
     }
 
     fn sh(&self, script: &str) -> Result<String> {
@@ -330,11 +356,13 @@ impl World {
         Ok(())
     }
 
-    /// Milliseconds.
+    /// Milliseconds, by the clock inside.
     fn time(&self, script: &str) -> Result<f64> {
-        let began = Instant::now();
-        self.sh(script)?;
-        Ok(began.elapsed().as_secs_f64() * 1e3)
+        let clock = "${EPOCHREALTIME/[^0-9]/}";
+        let said =
+            self.sh(&format!("began={clock}; {{ {script}; }} > /tmp/said && echo $(({clock} - began))"))?;
+        let microseconds: u64 = said.trim().parse().with_context(|| format!("no time: {said}"))?;
+        Ok(microseconds as f64 / 1e3)
     }
 
     /// The processes of a name: their ids as the kernel cuts the name.
@@ -362,6 +390,17 @@ impl World {
     fn peak(&self, name: &str) -> Result<u64> {
         self.each(name, "awk '/^VmHWM:/ { print $2 }' $p/status")
     }
+}
+
+/// A command where the world is, outside of it.
+fn outside(guest: Option<&Guest>, words: &[&str]) -> Command {
+    if let Some(guest) = guest {
+        return guest.command(words);
+    }
+    let mut words = words.iter();
+    let mut command = Command::new(words.next().copied().unwrap_or_default());
+    command.args(words);
+    command
 }
 
 impl Drop for World {
@@ -580,7 +619,7 @@ fn targets(seen: &[Seen; 3]) -> Vec<Target> {
     all
 }
 
-fn text(seen: &[Seen; 3], targets: &[Target], args: &args::BenchContainers) -> String {
+fn text(seen: &[Seen; 3], targets: &[Target], args: &args::BenchContainers, place: &str) -> String {
     let [ours, ..] = seen;
     let mut table = vec![row(["what", "RustIoT", "Docker Engine", "podman"])];
     let mut line = |what: String, cell: &dyn Fn(&Seen) -> String| {
@@ -606,9 +645,13 @@ fn text(seen: &[Seen; 3], targets: &[Target], args: &args::BenchContainers) -> S
     timed("… by the device's own command", |seen| &seen.own_start);
     timed("pull of 50 layers", |seen| &seen.pull_layers);
     timed("pull of the large image", |seen| &seen.pull_big);
+    let networks = if args.networks {
+        "each container on its engine's default network"
+    } else {
+        "no network of containers"
+    };
     let notes = [format!(
-        "Debian's packages in one root with our programs, data on one ext4, the kernel of this machine, no network of \
-         containers, no control group controllers. Times: median of {} rounds ({} for pulls), least and most, times \
+        "Debian's packages in one root with our programs, data on one ext4; {place}; {networks}. Times: median of {} rounds ({} for pulls), least and most, times \
          ours; the engines took turns. RustIoT and Docker Engine are driven by the same stock client, podman has none. \
          50 layers: half a megabyte each; the large image: {} MB; both compress to about half, come from \
          docker-registry beside them, and the pull ends with `sync -f` of the medium. On disk: ours is what the device's \

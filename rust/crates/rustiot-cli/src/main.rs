@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod bench_containers;
 mod bench_delta;
+mod bench_guest;
 mod bench_herd;
 mod bench_rauc;
 mod bench_resume;

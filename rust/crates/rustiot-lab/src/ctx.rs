@@ -188,6 +188,11 @@ impl<'a> Ctx<'a> {
         Ok(FileServer::start(&self.published())?)
     }
 
+    /// From now on [`Ctx::publish`] publishes in a repository that no device trusts: its keys are nobody's.
+    pub fn untrusted(&self) -> Result<()> {
+        fixtures::empty_repository(&self.dir.file("repository"))
+    }
+
     /// What the web server of [`Ctx::publish`] shows: `metadata/` and `targets/`.
     pub fn published(&self) -> PathBuf {
         self.dir.file("repository").join("public")

@@ -121,11 +121,9 @@ impl Fixtures {
             if dir.join("repo.toml").is_file() {
                 return Ok(());
             }
-            // Devices of the lab have the bundle itself for the other way: it need not be compressed.
-            let settings = Settings { full_way: false, bundle_way: true, ..Settings::default() };
             std::fs::create_dir_all(lab.keys()).context("cannot make the directory of keys")?;
             let new = Scratch::new(&lab.keys(), ".new-repository")?;
-            drop(Repository::init(new.path(), settings, now())?);
+            empty_repository(new.path())?;
             match std::fs::rename(new.path(), &dir) {
                 // Another command has made one at the same time.
                 Err(_) if dir.join("repo.toml").is_file() => Ok(()),
@@ -313,6 +311,14 @@ impl Fixtures {
         }
         make().inspect_err(|error| *failed = Some(format!("{error:#}")))
     }
+}
+
+/// Makes a repository without a release at `dir`, with keys of its own.
+pub(crate) fn empty_repository(dir: &Path) -> Result<()> {
+    // Devices of the lab have the bundle itself for the other way: it need not be compressed.
+    let settings = Settings { full_way: false, bundle_way: true, ..Settings::default() };
+    drop(Repository::init(dir, settings, now())?);
+    Ok(())
 }
 
 /// Removes what earlier inputs made, when it is old: a cache must not fill the disk. What cannot be

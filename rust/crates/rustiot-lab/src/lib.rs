@@ -7,6 +7,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "files of tests, where a lost one is made again")]
 
+mod battery;
 pub mod bench;
 pub mod containers;
 mod ctx;

@@ -1,6 +1,7 @@
 //! Releases without a server: from a USB stick, and over ssh from a workstation.
 
 use super::ota::{NOISY, json, number, outcome, take_b, text};
+use crate::COMMAND;
 use crate::ctx::Ctx;
 use crate::device::{Device, HEALTHY};
 use crate::fixtures::{A, B};
@@ -33,6 +34,13 @@ pub(super) const TESTS: &[LabTest] = &[
         promise: "`rustiot push-os` installs a release of a directory by the difference through an ssh connection alone, and tells the outcome after the restart.",
         tags: &[],
         run: a_workstation_pushes_a_release_over_ssh,
+    },
+    LabTest {
+        name: "what_nobody_signed_comes_by_no_stick_and_no_push",
+        boards: &["qemux86-64"],
+        promise: "A repository of other keys, on a stick or pushed over ssh, is refused as untrusted with that reason; nothing is written, and the stick is unmounted.",
+        tags: &[],
+        run: what_nobody_signed_comes_by_no_stick_and_no_push,
     },
 ];
 
@@ -208,30 +216,53 @@ fn a_stick_that_is_pulled_out_leaves_nothing(ctx: &mut Ctx) -> Result<()> {
     Ok(())
 }
 
+/// `push-os` of the test's repository to a machine: its report, and how it ended.
+fn push(ctx: &Ctx, machine: &Machine, more: &[&str]) -> Result<(Value, std::process::Output)> {
+    let key = ctx.lab.ssh_key()?;
+    let command = std::env::current_exe().context("cannot find myself")?;
+    let output = Command::new(command)
+        .args(["push-os", &format!("ssh://root@127.0.0.1:{}", machine.ssh_port()), "--json", "--repo"])
+        .arg(ctx.dir().join("repository"))
+        .args(["--ssh-option", &format!("IdentityFile={}", key.private.display())])
+        .args(["--ssh-option", "StrictHostKeyChecking=no", "--ssh-option", "UserKnownHostsFile=/dev/null"])
+        .args(["--ssh-option", "BatchMode=yes", "--ssh-option", "LogLevel=ERROR"])
+        .args(more)
+        .output()
+        .context("cannot run push-os")?;
+    Ok((serde_json::from_slice(&output.stdout).unwrap_or_default(), output))
+}
+
+fn what_nobody_signed_comes_by_no_stick_and_no_push(ctx: &mut Ctx) -> Result<()> {
+    ctx.untrusted()?;
+    drop(ctx.publish(&[&A, &B])?);
+    let stick = stick(ctx)?;
+    let machine = with_usb(ctx, "auto")?;
+    let slot = !machine.boot()?.slot;
+    let hash = format!("head -c 64M /dev/disk/by-partlabel/root-{slot} | sha256sum");
+    let before = machine.sh(&hash)?;
+    plug(&machine, &stick, None)?;
+    machine.wait_until("that the stick is refused", HEALTHY, &mut |machine| {
+        Ok(machine.run("rustiot update why", COMMAND)?.stdout.contains("untrusted"))
+    })?;
+    wait_unmounted(&machine)?;
+    let (report, output) = push(ctx, &machine, &[B.version])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.code() == Some(5),
+        "{} for a repository of other keys: {report} {said}",
+        output.status
+    );
+    ensure!(machine.version()? == A.version && machine.sh(&hash)? == before, "something was written");
+    ensure!(machine.ledger()?.phase.name() == "idle", "the ledger is not idle");
+    Ok(())
+}
+
 fn a_workstation_pushes_a_release_over_ssh(ctx: &mut Ctx) -> Result<()> {
     drop(ctx.publish(&[&A, &B])?);
     let whole = std::fs::metadata(ctx.bundle(&B)?).context("no bundle")?.len();
     let machine = ctx.healthy()?;
     let before = machine.boot()?;
-    let key = ctx.lab.ssh_key()?;
-    let push = |more: &[&str]| -> Result<(Value, std::process::Output)> {
-        let command = std::env::current_exe().context("cannot find myself")?;
-        let output = Command::new(command)
-            .args(["push-os", &format!("ssh://root@127.0.0.1:{}", machine.ssh_port()), "--json", "--repo"])
-            .arg(ctx.dir().join("repository"))
-            .args(["--ssh-option", &format!("IdentityFile={}", key.private.display())])
-            .args([
-                "--ssh-option",
-                "StrictHostKeyChecking=no",
-                "--ssh-option",
-                "UserKnownHostsFile=/dev/null",
-            ])
-            .args(["--ssh-option", "BatchMode=yes", "--ssh-option", "LogLevel=ERROR"])
-            .args(more)
-            .output()
-            .context("cannot run push-os")?;
-        Ok((serde_json::from_slice(&output.stdout).unwrap_or_default(), output))
-    };
+    let push = |more: &[&str]| push(ctx, &machine, more);
     let (report, output) = push(&[B.version])?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success(), "it ended with {}: {report} {said}", output.status);

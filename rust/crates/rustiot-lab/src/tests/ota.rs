@@ -2,6 +2,7 @@
 
 use super::add_configuration;
 use crate::COMMAND;
+use crate::battery;
 use crate::ctx::Ctx;
 use crate::device::{Device, HEALTHY};
 use crate::fixtures::{A, B, File, Release};
@@ -32,6 +33,13 @@ pub(super) const TESTS: &[LabTest] = &[
         promise: "Power cuts and a killed service in a download cost at most 5 % more bytes than a clean run.",
         tags: &[],
         run: a_download_that_is_cut_again_and_again_costs_no_byte_twice,
+    },
+    LabTest {
+        name: "on_its_battery_a_device_waits_with_the_install",
+        boards: &["qemux86-64"],
+        promise: "Where its owner says so, a device on its battery fetches a release and installs it only when the mains is back.",
+        tags: &[],
+        run: on_its_battery_a_device_waits_with_the_install,
     },
 ];
 
@@ -110,6 +118,44 @@ fn updates_by_the_difference_from_a_plain_web_server(ctx: &mut Ctx) -> Result<()
     ctx.figures.note("check_bytes", looked);
     ctx.figures.note("fetched_bytes", fetched);
     ctx.figures.note("bundle_bytes", whole);
+    Ok(())
+}
+
+fn on_its_battery_a_device_waits_with_the_install(ctx: &mut Ctx) -> Result<()> {
+    let server = ctx.publish(&[&A, &B])?;
+    let mut off = ctx.fresh(Some(ctx.fixtures.medium()))?;
+    battery::insert(&mut off)?;
+    let machine = off.power_on()?;
+    let before = machine.wait_healthy()?;
+    machine.wait_settled()?;
+    let on_battery = |machine: &Machine| -> Result<bool> {
+        let status = json(machine, "rustiot update status")?;
+        status
+            .pointer("/policy/on_battery")
+            .and_then(Value::as_bool)
+            .with_context(|| format!("no power: {status}"))
+    };
+    ensure!(!on_battery(&machine)?, "on its battery from the beginning");
+    battery::unplug(&machine, true)?;
+    machine.wait_until("that it runs on its battery", COMMAND, &mut |machine| on_battery(machine))?;
+    let url = server.guest_url("");
+    let owner = format!("[update]\nsource = \"{url}\"\npolicy = \"auto\"\non_battery = \"wait\"\n");
+    add_configuration(&machine, &owner)?;
+    machine.sh("rustiot update check")?;
+    machine.wait_until("that the install waits for power", HEALTHY, &mut |machine| {
+        let status = json(machine, "rustiot update status")?;
+        Ok(text(&status, "/message").contains("external power"))
+    })?;
+    let status = json(&machine, "rustiot update status")?;
+    ensure!(text(&status, "/phase") == "downloaded", "not downloaded: {status}");
+    ensure!(number(&status, "/progress/written") == 0, "something was written: {status}");
+
+    battery::unplug(&machine, false)?;
+    machine.wait_next_healthy(&before)?;
+    ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
+    machine.wait_settled()?;
+    let entry = outcome(&machine)?;
+    ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
     Ok(())
 }
 
