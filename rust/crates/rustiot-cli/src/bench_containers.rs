@@ -234,7 +234,7 @@ fn measure(world: &mut World, args: &args::BenchContainers, seen: &mut [Seen; 3]
             let client = engine.client();
             eprintln!("  … {}: pull, round {}", engine.name(), round.saturating_add(1));
             let (before, of) = match engine {
-                Engine::Podman => ("time -f %M -o /tmp/peak ", "--tls-verify=false "),
+                Engine::Podman => ("/usr/bin/time -f %M -o /tmp/peak ", "--tls-verify=false "),
                 Engine::Ours | Engine::Docker => ("", ""),
             };
             for (image, times) in [("layers", &mut seen.pull_layers), ("big", &mut seen.pull_big)] {
