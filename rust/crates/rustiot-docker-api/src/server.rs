@@ -28,7 +28,12 @@ pub struct Settings {
     pub patience: Duration,
     /// Every call but `/_ping` is answered 503 with this text: containers are not wanted here.
     pub closed: Option<&'static str>,
+    /// Called when no client has been there for [`QUIET`], once each time. Everybody waits for it: it must be quick.
+    pub quiet: Option<fn()>,
 }
+
+/// How long nobody must have asked for anything.
+pub const QUIET: Duration = Duration::from_secs(3);
 
 impl Default for Settings {
     fn default() -> Self {
@@ -37,6 +42,7 @@ impl Default for Settings {
             most_json: 1024 * 1024,
             patience: Duration::from_secs(300),
             closed: None,
+            quiet: None,
         }
     }
 }
@@ -55,10 +61,29 @@ pub async fn serve(
     let places = Arc::new(Semaphore::new(settings.most_connections));
     let mut connections = tokio::task::JoinSet::new();
     tokio::pin!(stop);
+    let soon = || settings.quiet.map(|tell| (tokio::time::Instant::now() + QUIET, tell));
+    let mut quiet = soon();
     loop {
+        let due = quiet.filter(|_| connections.is_empty());
+        let told = async {
+            match due {
+                Some((at, tell)) => {
+                    tokio::time::sleep_until(at).await;
+                    tell();
+                }
+                None => std::future::pending().await,
+            }
+        };
         let accepted = tokio::select! {
             () = &mut stop => return Ok(()),
-            Some(_) = connections.join_next() => continue,
+            () = told => {
+                quiet = None;
+                continue;
+            }
+            Some(_) = connections.join_next() => {
+                quiet = soon();
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {

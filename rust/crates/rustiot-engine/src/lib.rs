@@ -19,6 +19,7 @@ mod images;
 mod layout;
 mod lifecycle;
 mod logs;
+mod memory;
 mod networks;
 mod notify;
 mod places;

@@ -1337,6 +1337,24 @@ fn the_api_answers_while_the_medium_takes_its_time() {
 }
 
 #[test]
+fn what_the_engine_needed_for_a_while_is_given_back() {
+    let Some(device) = Device::start() else { return };
+    let engine = device.engine.as_ref().unwrap().id();
+    let resident = || {
+        let text = std::fs::read_to_string(format!("/proc/{engine}/smaps_rollup")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    for _ in 0..2 {
+        device.sleeper("app", &[]);
+        device.ok(&["rm", "-f", "app"]);
+        let busy = resident();
+        until("most of it is given back", || resident() < busy / 2);
+        eprintln!("{busy} KiB, and idle {} KiB", resident());
+    }
+}
+
+#[test]
 fn an_owner_turns_containers_off_and_on_again() {
     let Some(mut device) = Device::start() else { return };
     device.sleeper("app", &["--restart", "always"]);
