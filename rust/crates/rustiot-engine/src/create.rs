@@ -143,6 +143,16 @@ pub fn is_volume_name(name: &str) -> bool {
         && letters.all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
 }
 
+/// What a volume is to be made with, if it is made now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewVolume {
+    pub labels: BTreeMap<String, String>,
+    pub options: BTreeMap<String, String>,
+}
+
+/// All mounts of a container.
+pub type Mounts = (Vec<Mount>, Vec<String>, BTreeMap<String, NewVolume>);
+
 fn volume(name: &str, to: String) -> Result<Mount, Error> {
     if !name.is_empty() && !is_volume_name(name) {
         return Err(Error::Invalid(format!(
@@ -178,16 +188,15 @@ fn bind(source: &str, to: String) -> Mount {
     }
 }
 
-/// All mounts that a request asks for; with the paths of the host that are to be made when they are missing.
+/// All mounts that a request asks for; with the paths of the host that are to be made when they are missing, and what
+/// volumes are to be made with, by the places of their mounts.
 ///
 /// # Errors
 /// What makes no sense, and what this engine does not do.
-pub fn mounts(
-    request: &CreateContainer,
-    config: &ContainerConfig,
-) -> Result<(Vec<Mount>, Vec<String>), Error> {
+pub fn mounts(request: &CreateContainer, config: &ContainerConfig) -> Result<Mounts, Error> {
     let mut all: BTreeMap<String, Mount> = BTreeMap::new();
     let mut make = Vec::new();
+    let mut new = BTreeMap::new();
     let mut add = |mount: Mount| match all.insert(mount.target.clone(), mount) {
         Some(old) => Err(Error::Invalid(format!("Duplicate mount point: {}", old.target))),
         None => Ok(()),
@@ -245,6 +254,14 @@ pub fn mounts(
                         "a part of a volume (volume-subpath) is not supported".to_owned(),
                     ));
                 }
+                let driver = options.driver_config.unwrap_or_default();
+                if !["", "local"].contains(&driver.name.as_str()) {
+                    return Err(Error::NotFound(format!(
+                        "error looking up volume plugin {0}: plugin \"{0}\" not found",
+                        driver.name
+                    )));
+                }
+                new.insert(to.clone(), NewVolume { labels: options.labels, options: driver.options });
                 let mut mount = volume(&wanted.source, to)?;
                 mount.copy_up = !options.no_copy;
                 mount
@@ -281,7 +298,7 @@ pub fn mounts(
             all.insert(to.clone(), volume("", to)?);
         }
     }
-    Ok((all.into_values().collect(), make))
+    Ok((all.into_values().collect(), make, new))
 }
 
 #[cfg(test)]
@@ -322,7 +339,7 @@ mod tests {
         let mut config = ContainerConfig::default();
         config.volumes.insert("/b".to_owned(), Default::default());
         config.volumes.insert("/e".to_owned(), Default::default());
-        let (mounts, make) = mounts(&request, &config).unwrap();
+        let (mounts, make, _) = mounts(&request, &config).unwrap();
         let short: Vec<_> = mounts
             .iter()
             .map(|m| (m.target.as_str(), m.kind, m.name.as_str(), m.read_only, m.copy_up))

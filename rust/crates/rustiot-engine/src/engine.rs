@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::beneath::Root;
 use crate::container::{Container, Waiting as Attaching};
+use crate::create::NewVolume;
 use crate::events::Events;
 use crate::layout::Layout;
 use crate::lifecycle::{command, signal, stop_signal};
@@ -29,6 +30,7 @@ use crate::networks::Networks;
 use crate::record::{MountKind, Record, Run};
 use crate::settings::Settings;
 use crate::shim::{Shim, ask, next_frame};
+use crate::volumes::{Backing, InMemory, backing};
 use crate::{archive, cgroup, create, images, logs, networks, rootfs, spec, users};
 
 /// A program that was entered, or is to be.
@@ -54,6 +56,7 @@ pub struct Inner {
     pub registries: Registries,
     pub networks: Networks,
     pub events: Events,
+    pub in_memory: InMemory,
     containers: Mutex<BTreeMap<String, Arc<Container>>>,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     /// One creation of a name at a time, and none of who uses a volume while one is removed.
@@ -102,6 +105,7 @@ impl Inner {
             registries,
             networks,
             events: Events::new(),
+            in_memory: InMemory::default(),
             containers: Mutex::default(),
             execs: Mutex::default(),
             naming: tokio::sync::Mutex::default(),
@@ -145,12 +149,14 @@ impl Inner {
 
     pub fn remove_volume_files(&self, name: &str) -> std::io::Result<()> {
         let directory = self.layout.volume(name);
+        // Nothing is mounted there any more, and of what is by mistake only the mount is to go.
+        while nix::mount::umount2(&directory.join("_data"), nix::mount::MntFlags::MNT_DETACH).is_ok() {}
         // Its description first: a volume without one is a torn removal or creation, and goes at the next start.
         let _ = std::fs::remove_file(directory.join("volume.json"));
         std::fs::remove_dir_all(&directory)
     }
 
-    fn load_volume(&self, name: &str) -> Option<Volume> {
+    pub fn load_volume(&self, name: &str) -> Option<Volume> {
         let directory = self.layout.volume(name);
         let text = std::fs::read(directory.join("volume.json")).ok()?;
         let kept: KeptVolume = serde_json::from_slice(&text).ok()?;
@@ -161,26 +167,23 @@ impl Inner {
             created_at: Some(kept.created),
             labels: kept.labels,
             scope: "local".to_owned(),
-            options: BTreeMap::new(),
+            options: kept.options,
             usage_data: None,
             anonymous: kept.anonymous,
             in_use: self.volume_in_use(name),
         })
     }
 
-    fn make_volume(
-        &self,
-        name: &str,
-        labels: BTreeMap<String, String>,
-        anonymous: bool,
-    ) -> Result<Volume, Error> {
+    fn make_volume(&self, name: &str, new: NewVolume, anonymous: bool) -> Result<Volume, Error> {
+        let NewVolume { labels, options } = new;
+        backing(&options)?;
         if let Some(there) = self.load_volume(name) {
             return Ok(there);
         }
         let directory = self.layout.volume(name);
         let failed = |e: std::io::Error| Error::failed(format!("cannot make the volume {name}"), e);
         std::fs::create_dir_all(directory.join("_data")).map_err(failed)?;
-        let kept = KeptVolume { created: Timestamp::now(), labels, anonymous };
+        let kept = KeptVolume { created: Timestamp::now(), labels, options, anonymous };
         rustiot_durable::atomic_write(
             &directory.join("volume.json"),
             &serde_json::to_vec(&kept).unwrap_or_default(),
@@ -432,6 +435,8 @@ impl Inner {
 struct KeptVolume {
     created: Timestamp,
     labels: BTreeMap<String, String>,
+    #[serde(default)]
+    options: BTreeMap<String, String>,
     anonymous: bool,
 }
 
@@ -782,7 +787,7 @@ impl Engine for RustiotEngine {
         if host.log_config.kind.is_empty() {
             host.log_config.kind = "json-file".to_owned();
         }
-        let (mut mounts, make) = create::mounts(&request, &config)?;
+        let (mut mounts, make, mut new) = create::mounts(&request, &config)?;
         for from in &host.volumes_from {
             let (other, mode) = from.split_once(':').unwrap_or((from, "rw"));
             let other = engine.find(other)?;
@@ -805,8 +810,15 @@ impl Engine for RustiotEngine {
                     if mount.name.is_empty() {
                         mount.name = random_id();
                     }
-                    mount.source =
-                        engine.make_volume(&mount.name, BTreeMap::new(), mount.anonymous)?.mountpoint;
+                    let new = new.remove(&mount.target).unwrap_or_default();
+                    let volume = engine.make_volume(&mount.name, new, mount.anonymous)?;
+                    mount.source = match backing(&volume.options)? {
+                        Backing::Bind { device, read_only } => {
+                            mount.read_only |= read_only;
+                            device.to_string_lossy().into_owned()
+                        }
+                        Backing::Own | Backing::Memory { .. } => volume.mountpoint,
+                    };
                 }
                 Ok(mounts)
             })
@@ -1490,11 +1502,6 @@ impl Engine for RustiotEngine {
                 request.driver
             )));
         }
-        if !request.driver_opts.is_empty() {
-            return Err(Error::Unsupported(
-                "options of the local volume driver are not supported: use a bind mount".to_owned(),
-            ));
-        }
         let anonymous = request.name.is_empty();
         let name = if anonymous { random_id() } else { request.name };
         if !create::is_volume_name(&name) {
@@ -1502,8 +1509,9 @@ impl Engine for RustiotEngine {
                 "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
             )));
         }
+        let new = NewVolume { labels: request.labels, options: request.driver_opts };
         let _naming = self.0.naming.lock().await;
-        self.0.blocking(move |engine| engine.make_volume(&name, request.labels, anonymous)).await
+        self.0.blocking(move |engine| engine.make_volume(&name, new, anonymous)).await
     }
 
     async fn remove_volume(&self, name: &str, force: bool) -> Result<(), Error> {

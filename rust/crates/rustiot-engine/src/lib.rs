@@ -31,6 +31,7 @@ mod settings;
 mod shim;
 mod spec;
 mod users;
+mod volumes;
 
 use std::os::fd::FromRawFd;
 use std::path::Path;

@@ -23,6 +23,7 @@ use crate::places::Places;
 use crate::record::{MountKind, Record, Run};
 use crate::shim::{Shim, ask};
 use crate::spec::{self, Surroundings};
+use crate::volumes::{Backing, backing};
 use crate::{cgroup, create, health, rootfs, users};
 
 /// The first pause before a restart; it doubles.
@@ -213,9 +214,23 @@ impl Inner {
         for mount in &record.mounts {
             match mount.kind {
                 MountKind::Volume => {
-                    let data = layout.volume(&mount.name).join("_data");
+                    let volume = self.load_volume(&mount.name);
+                    let volume = volume.ok_or_else(|| Error::NoSuchVolume(mount.name.clone()))?;
+                    let data = PathBuf::from(&mount.source);
                     if !data.is_dir() {
-                        return Err(Error::NoSuchVolume(mount.name.clone()));
+                        return Err(Error::Failed {
+                            message: format!(
+                                "error while mounting volume '{}': {} is no directory of this device",
+                                mount.name,
+                                data.display()
+                            ),
+                            source: None,
+                        });
+                    }
+                    if let Backing::Memory { flags, data: options } = backing(&volume.options)? {
+                        self.in_memory
+                            .enter(&data, flags, &options, id)
+                            .map_err(io("cannot mount a volume in memory"))?;
                     }
                     if mount.copy_up {
                         rootfs::copy_up(&root, Path::new(&mount.target), &data)
@@ -471,14 +486,15 @@ impl Inner {
     }
 
     /// What is of a run goes: mounts, group, network, bundle.
-    async fn clean(&self, container: &Container) {
+    async fn clean(self: &Arc<Self>, container: &Container) {
         let id = &container.id;
         cgroup::remove(&self.layout.group(id)).await;
         self.leave_networks(container).await;
-        let (layout, id) = (self.layout.clone(), id.clone());
+        let (this, layout, id) = (Arc::clone(self), self.layout.clone(), id.clone());
         // The kernel writes out what the root's file system has not yet: nobody else is to wait for that.
         let _ = tokio::task::spawn_blocking(move || {
             rootfs::unmount_root(&layout, &id);
+            this.in_memory.leave(&id);
             let _ = std::fs::remove_dir_all(layout.runtime_root().join(&id));
             let _ = std::fs::remove_dir_all(layout.running(&id));
         })
@@ -720,6 +736,13 @@ impl Inner {
             } else {
                 Status::Running
             };
+        }
+        let mounts = container.record().mounts.clone();
+        for mount in mounts.iter().filter(|m| m.kind == MountKind::Volume) {
+            let options = self.load_volume(&mount.name).map(|v| v.options).unwrap_or_default();
+            if let Ok(Backing::Memory { flags, data }) = backing(&options) {
+                let _ = self.in_memory.enter(Path::new(&mount.source), flags, &data, &container.id);
+            }
         }
         self.watch(container, shim);
         true

@@ -1355,6 +1355,74 @@ fn what_the_engine_needed_for_a_while_is_given_back() {
 }
 
 #[test]
+fn volumes_are_directories_of_the_host_or_memory_if_they_are_told_so() {
+    let Some(mut device) = Device::start() else { return };
+    let own = device.path("own");
+    std::fs::create_dir_all(&own).unwrap();
+    let to = format!("device={}", own.display());
+    let none = ["run", "--rm", "--network", "none"];
+    let create = |name: &str, options: &[&str]| {
+        let options: Vec<&str> = options.iter().flat_map(|o| ["-o", o]).collect();
+        device.docker(&[&["volume", "create"][..], &options, &[name]].concat(), b"")
+    };
+    assert!(create("bound", &["type=none", "o=bind", &to]).status.success());
+    assert!(create("shown", &["type=none", "o=bind,ro", &to]).status.success());
+    assert!(create("memory", &["type=tmpfs", "device=tmpfs", "o=size=1m,mode=0700"]).status.success());
+    assert_eq!(
+        device.ok(&["volume", "inspect", "-f", "{{.Options.o}} {{.Options.type}}", "memory"]),
+        "size=1m,mode=0700 tmpfs\n"
+    );
+    // The host's directory, filled from the image as any empty volume.
+    let all = ["-v", "bound:/etc", "-v", "shown:/v", "box:1", "sh", "-c"];
+    let write = "echo in > /etc/new; cat /v/new; echo x > /v/other || echo refused";
+    assert_eq!(device.ok(&[&none[..], &all, &[write]].concat()), "in\nrefused\n");
+    assert!(own.join("new").is_file() && own.join("passwd").is_file() && !own.join("other").exists());
+    let nfs =
+        ["--mount", "type=volume,src=odd,dst=/x,volume-opt=type=nfs,volume-opt=device=:/x", "box:1", "true"];
+    let (code, said) = device.fails(&[&none[..], &nfs].concat());
+    assert!(code == 125 && said.contains("mount it on the host"), "{said}");
+    let by_mount = format!(
+        "type=volume,src=made,dst=/x,volume-opt=type=none,volume-opt=o=bind,volume-opt=device={}",
+        own.display()
+    );
+    let seen = device.ok(&[&none[..], &["--mount", &by_mount, "box:1", "cat", "/x/new"]].concat());
+    assert_eq!(seen, "in\n");
+    // Memory is shared as long as one runs with it, whatever the engine does meanwhile.
+    let memory = || device.mounts().iter().any(|m| m.ends_with("volumes/memory/_data"));
+    device.sleeper("one", &["-v", "memory:/v"]);
+    device.sleeper("two", &["-v", "memory:/v"]);
+    device.ok(&["exec", "one", "sh", "-c", "echo shared > /v/file"]);
+    assert_eq!(device.ok(&["exec", "two", "cat", "/v/file"]), "shared\n");
+    assert_eq!(device.ok(&["exec", "two", "stat", "-f", "-c", "%T", "/v"]), "tmpfs\n");
+    let full =
+        device.docker(&["exec", "one", "sh", "-c", "echo $(cat /bin/busybox /bin/busybox) > /v/x"], b"");
+    assert!(String::from_utf8_lossy(&full.stderr).contains("No space left"), "{full:?}");
+    device.ok(&["rm", "-f", "one"]);
+    assert!(memory());
+    device.kill_engine();
+    device.boot();
+    assert_eq!(device.ok(&["exec", "two", "cat", "/v/file"]), "shared\n");
+    let memory = || device.mounts().iter().any(|m| m.ends_with("volumes/memory/_data"));
+    device.ok(&["rm", "-f", "two"]);
+    until("memory goes with the last that has it", || !memory());
+    let gone = device.ok(&[&none[..], &["-v", "memory:/v", "box:1", "ls", "/v"]].concat());
+    assert_eq!(gone, "");
+    // What is removed is the volume, and not the host's directory.
+    device.ok(&["volume", "rm", "bound", "shown", "memory", "made"]);
+    assert!(own.join("new").is_file());
+    for (options, said) in [
+        (&["type=nfs", "o=addr=h", "device=:/x"][..], "mount it on the host"),
+        (&["o=bind"], "missing required option"),
+        (&["size=1g"], "no quota"),
+    ] {
+        let options: Vec<&str> = options.iter().flat_map(|o| ["-o", o]).collect();
+        let (code, text) = device.fails(&[&["volume", "create"][..], &options, &["odd"]].concat());
+        assert!(code == 1 && text.contains(said), "{text}");
+    }
+    assert_eq!(device.ok(&["volume", "ls", "-q"]), "");
+}
+
+#[test]
 fn an_owner_turns_containers_off_and_on_again() {
     let Some(mut device) = Device::start() else { return };
     device.sleeper("app", &["--restart", "always"]);
