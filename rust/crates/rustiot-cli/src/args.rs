@@ -103,6 +103,22 @@ pub enum Command {
         rustiot publish release.raucb --repo repo --notes NEWS --keyring ca.pem\n\n\
         A second run changes nothing, a run that was cut short is finished by the next.")]
     Publish(crate::repo::Publish),
+    /// Make deltas between two versions of a container image, for devices that have the older
+    #[command(
+        name = "image-delta",
+        after_help = "Examples:\n  rustiot image-delta dir-1 dir-2 --out deltas\n  \
+        rustiot image-delta app-1.tar app-2.tar --manifest app-2.json --out deltas --json\n\n\
+        The whole way, with app:1 and app:2 in the registry:\n\
+        skopeo copy docker://REGISTRY/app:1 dir:dir-1\n\
+        skopeo copy docker://REGISTRY/app:2 dir:dir-2\n\
+        rustiot image-delta dir-1 dir-2 --out deltas     it prints the tag\n\
+        skopeo copy --all oci:deltas:TAG docker://REGISTRY/app:TAG\n\n\
+        What others have put under that tag (signatures, deltas from other versions) must be in --out before: \
+        skopeo copy --all docker://REGISTRY/app:TAG oci:deltas:TAG. It stays there. A second run changes nothing.\n\n\
+        Exit codes: 0 there is something to copy, 1 failed, 2 wrong request, 3 no delta is worth it, 4 another process \
+        writes --out, 5 an image is damaged"
+    )]
+    ImageDelta(ImageDelta),
     /// Update one device over ssh, from this machine
     #[command(
         name = "push-os",
@@ -142,6 +158,26 @@ pub struct BoardArg {
     /// The board: a file in conf/boards
     #[arg(long, default_value = "qemux86-64")]
     pub board: String,
+}
+
+/// `rustiot image-delta`
+#[derive(Debug, Args)]
+pub struct ImageDelta {
+    /// The image that devices have: an OCI layout or archive, skopeo's dir:, or what docker save wrote
+    pub old: PathBuf,
+    /// The image that they shall get, as the registry has it
+    pub new: PathBuf,
+    /// The OCI layout that is written; what is in it stays
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The new image's manifest as the registry has it, if NEW is an archive with another one or none
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Only this platform, such as linux/arm64 [default: all that both images have]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<String>,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// `rustiot push-os`

@@ -16,6 +16,7 @@ mod checks;
 mod demo;
 mod fail;
 mod flash;
+mod image_delta;
 mod machines;
 mod power_cut;
 mod push_os;
@@ -70,6 +71,7 @@ fn dispatch(command: Command) -> Done {
         }
         Command::Repo(command) => repo::repo(command),
         Command::Publish(args) => repo::publish(&context()?, &args),
+        Command::ImageDelta(args) => image_delta::run(&args),
         Command::PushOs(args) => push_os::run(&args),
         Command::Rollout(args) => repo::rollout(&args),
         Command::Demo(board) => demo::run(&context()?, &board.board),

@@ -423,7 +423,7 @@ fn contents(release: &Published, bundle: Option<&Path>, repo: &Path) -> Vec<Stri
 
 /// The line for a step, if it is further than the last one. Several threads work and tell in any order: what is behind
 /// is not told.
-fn forward(last: &mut (String, u32), what: &str, share: f32) -> Option<String> {
+pub fn forward(last: &mut (String, u32), what: &str, share: f32) -> Option<String> {
     // A share of 0 to 1 in tenths.
     let tenths = (1..=10).filter(|tenth| share * 10.0 >= *tenth as f32).count();
     let tenths = u32::try_from(tenths).unwrap_or(10);

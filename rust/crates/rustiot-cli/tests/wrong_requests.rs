@@ -223,3 +223,18 @@ fn machines_and_promises_that_do_not_exist_are_said_to() {
     clone.refused(&["test", "--only", "world-peace"], 2, &["no such promise", "--list"]);
     clone.refused(&["serve", "none"], 2, &["none is no directory"]);
 }
+
+#[test]
+fn images_that_are_none_are_named_and_nothing_is_made() {
+    let clone = Clone::new();
+    let odd = clone.path("notes.txt");
+    fs::write(&odd, "no image").unwrap();
+    let odd = odd.to_str().unwrap();
+    let out = clone.path("deltas");
+    let delta = |old, new| ["image-delta", old, new, "--out", out.to_str().unwrap()];
+    clone.refused(&delta("nowhere", odd), 2, &["cannot open nowhere"]);
+    clone.refused(&delta(odd, odd), 2, &["notes.txt is no container image", "docker save"]);
+    let strange = [&delta(odd, odd)[..], &["--platform", "toaster"]].concat();
+    clone.refused(&strange, 2, &["toaster", "linux/arm64"]);
+    assert!(!out.exists());
+}

@@ -264,7 +264,7 @@ fn unreadable(error: LayerError) -> Error {
 }
 
 /// A path without `.` and `..`, seen from a directory.
-fn clean(from: &str, path: &str) -> String {
+pub(crate) fn clean(from: &str, path: &str) -> String {
     let mut parts: Vec<&str> = if path.starts_with('/') { Vec::new() } else { from.split('/').collect() };
     for part in path.split('/') {
         match part {

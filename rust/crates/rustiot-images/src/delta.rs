@@ -104,7 +104,8 @@ struct Entry {
 }
 
 /// Artifacts in a list of what refers to an image that start from an image of `have`. Foreign entries are passed over,
-/// whatever they are.
+/// whatever they are. One without a type may be ours: skopeo 1.9 (Debian 12) drops types from the lists that it
+/// copies, and the artifact itself says what it is.
 pub(crate) fn artifacts(list: &[u8], have: &BTreeSet<ImageId>) -> Result<Vec<Artifact>, DeltaError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -120,7 +121,7 @@ pub(crate) fn artifacts(list: &[u8], have: &BTreeSet<ImageId>) -> Result<Vec<Art
         return Err(DeltaError::Document { what, why: "it is no OCI index" });
     }
     let ours = |entry: &&Entry| {
-        entry.artifact_type == ARTIFACT
+        ["", ARTIFACT].contains(&&*entry.artifact_type)
             && entry.media_type == media::OCI_MANIFEST
             && entry.size <= DOCUMENT_MAX
     };
@@ -223,6 +224,9 @@ mod tests {
             entry("foreign"),
         ];
         assert_eq!(artifacts(&list(&strange), &have).unwrap(), []);
+        let mut untyped = entry("old");
+        untyped.as_object_mut().unwrap().remove("artifactType");
+        assert_eq!(artifacts(&list(&[untyped]), &have).unwrap().len(), 1, "as skopeo 1.9 leaves it");
         let found = artifacts(&list(&[&strange[..], &[entry("old")]].concat()), &have).unwrap();
         assert_eq!(found, [Artifact { digest: digest("artifact"), from: ImageId(digest("old")) }]);
         for text in [&b"{"[..], b"<html>", br#"{"mediaType": "text/plain"}"#, br#"{"manifests": {}}"#] {

@@ -2,7 +2,8 @@
 //!
 //! A library: no daemon, no API. Nothing is visible before it is durable; what is damaged is marked and fetched again,
 //! never wiped; what a container or a rollback needs is never collected; and what an image's archive names never becomes
-//! a path of this device. Called by `rustiot-engine`. Contract: `docs/contracts/images.md`.
+//! a path of this device. Called by `rustiot-engine`; its
+//! publisher of deltas (feature `publish`) by the workstation's command line. Contract: `docs/contracts/images.md`.
 
 mod archive;
 mod auth;
@@ -16,6 +17,8 @@ pub mod manifest;
 pub mod mount;
 mod platform;
 mod progress;
+#[cfg(feature = "publish")]
+pub mod publish;
 mod pull;
 mod reference;
 mod registry;
