@@ -3,7 +3,7 @@
 //! Called by `lifecycle` and `engine`.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub struct Live {
     /// Its places in networks while it runs.
     pub network: Option<NetworkSettings>,
     /// The address that it had last in each network: it gets the same again if it is free.
-    pub addresses: BTreeMap<String, Ipv4Addr>,
+    pub addresses: BTreeMap<String, (Ipv4Addr, Option<Ipv6Addr>)>,
     pub waiting: Vec<Waiting>,
     /// The pause before the next restart.
     pub backoff: Duration,

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use rustiot_docker_api::types::{
 use rustiot_docker_api::{Error, lookup};
 use rustiot_network::address::AllocateError;
 use rustiot_network::{
-    DEFAULT_NETWORK, Endpoint, HostPort, NetworkConfig, Protocol, Publish, Published, Wanted,
+    Config6, DEFAULT_NETWORK, Endpoint, HostPort, NetworkConfig, Protocol, Publish, Published, Wanted,
 };
 
 use crate::container::Container;
@@ -32,12 +33,17 @@ const TEND: Duration = Duration::from_secs(5);
 /// Services of the host that a network's containers may reach: `-o rustiot.host-ports=1883/tcp,123/udp`.
 const HOST_PORTS: &str = "rustiot.host-ports";
 /// Options of Docker's bridge that ask for what is the case anyway.
-const AS_IT_IS: [(&str, &str); 4] = [
+const AS_IT_IS: [(&str, &str); 5] = [
     ("com.docker.network.bridge.enable_icc", "true"),
     ("com.docker.network.bridge.enable_ip_masquerade", "true"),
     ("com.docker.network.bridge.host_binding_ipv4", "0.0.0.0"),
     ("com.docker.network.bridge.gateway_mode_ipv4", "nat"),
+    ("com.docker.network.bridge.gateway_mode_ipv6", "nat"),
 ];
+
+/// What Docker writes into `hosts` of a container with IPv6 besides.
+const HOSTS6: &str =
+    "fe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
 
 /// What a start gets.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +51,7 @@ pub struct Attachment {
     /// `None` for the host's own; empty for a new one with nothing in it.
     pub namespace: Option<PathBuf>,
     /// Its own addresses.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     /// The host, as the container sees it.
     pub gateway: Option<Ipv4Addr>,
     /// The server that knows names; none for the host's.
@@ -64,6 +70,9 @@ impl Attachment {
             return ["hosts", "hostname", "resolv.conf"].map(|name| (name, of(name))).into();
         }
         let mut hosts = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+        if self.addresses.iter().any(IpAddr::is_ipv6) {
+            hosts.push_str(HOSTS6);
+        }
         if self.namespace.is_none() {
             hosts = std::fs::read_to_string("/etc/hosts").unwrap_or(hosts);
         }
@@ -121,7 +130,7 @@ impl Attachment {
     }
 }
 
-fn hosts_line(address: Ipv4Addr, record: &Record, hostname: &str) -> String {
+fn hosts_line(address: IpAddr, record: &Record, hostname: &str) -> String {
     let domain = &record.config.domainname;
     if domain.is_empty() {
         format!("{address}\t{hostname}\n")
@@ -212,11 +221,9 @@ impl Networks {
 
 /// The engine's half of a network as the API has it.
 fn shown(network: &rustiot_network::Network) -> Network {
-    let subnet = IpamConfig {
-        subnet: network.subnet.to_string(),
-        gateway: network.gateway.to_string(),
-        ..IpamConfig::default()
-    };
+    let of = |subnet: String, gateway: String| IpamConfig { subnet, gateway, ..IpamConfig::default() };
+    let mut config = vec![of(network.subnet.to_string(), network.gateway.to_string())];
+    config.extend(network.ipv6.map(|v6| of(v6.subnet.to_string(), v6.gateway.to_string())));
     Network {
         name: network.name.clone(),
         id: network.id.clone(),
@@ -224,7 +231,8 @@ fn shown(network: &rustiot_network::Network) -> Network {
         scope: "local".to_owned(),
         driver: "bridge".to_owned(),
         enable_ipv4: true,
-        ipam: Ipam { driver: "default".to_owned(), options: None, config: vec![subnet] },
+        enable_ipv6: network.ipv6.is_some(),
+        ipam: Ipam { driver: "default".to_owned(), options: None, config },
         internal: network.internal,
         options: network.options.clone(),
         labels: network.labels.clone(),
@@ -267,7 +275,9 @@ fn refused(error: rustiot_network::Error) -> Error {
     match error {
         Refused::NoNetwork(name) => Error::NoSuchNetwork(name),
         Refused::Exists(name) => Error::Conflict(format!("network with name {name} already exists")),
-        Refused::Name(_) | Refused::Gateway { .. } | Refused::PortZero => Error::Invalid(own),
+        Refused::Name(_) | Refused::Gateway { .. } | Refused::PortZero | Refused::NoIpv6 { .. } => {
+            Error::Invalid(own)
+        }
         Refused::Default => {
             Error::Forbidden(format!("{DEFAULT_NETWORK} is a pre-defined network and cannot be removed"))
         }
@@ -282,12 +292,13 @@ fn refused(error: rustiot_network::Error) -> Error {
             source: None,
         },
         Refused::Address { network, source } => match source {
-            AllocateError::Exhausted(_) => Error::Failed {
-                message: format!(
-                    "no available IPv4 addresses on the address pool of network {network}: {source}"
-                ),
-                source: None,
-            },
+            AllocateError::Exhausted(ref subnet) => {
+                let kind = if subnet.contains(':') { "IPv6" } else { "IPv4" };
+                let message = format!(
+                    "no available {kind} addresses on the address pool of network {network}: {source}"
+                );
+                Error::Failed { message, source: None }
+            }
             AllocateError::Taken(_) => Error::Forbidden(format!("Address already in use: {source}")),
             AllocateError::Unusable { address, .. } => Error::Invalid(format!(
                 "invalid config for network {network}: no configured subnet contains IP address {address}"
@@ -308,13 +319,12 @@ fn refused(error: rustiot_network::Error) -> Error {
 fn unpublishable(error: rustiot_network::Error, record: &Record) -> Error {
     use rustiot_network::Error as Refused;
     let why = match &error {
-        Refused::Published { port, container } => {
-            format!(
-                "Bind for 0.0.0.0:{port} failed: port is already allocated (by container {container:.12})"
-            )
+        Refused::Published { address, port, container } => {
+            let at = host_end(*address, *port);
+            format!("Bind for {at} failed: port is already allocated (by container {container:.12})")
         }
-        Refused::HostPort { port, source } => {
-            format!("failed to bind host port 0.0.0.0:{port}: {source}")
+        Refused::HostPort { address, port, source } => {
+            format!("failed to bind host port {}: {source}", host_end(*address, *port))
         }
         _ => return refused(error),
     };
@@ -323,6 +333,10 @@ fn unpublishable(error: rustiot_network::Error, record: &Record) -> Error {
         record.name, record.id
     );
     Error::Failed { message, source: None }
+}
+
+fn host_end(address: Option<IpAddr>, port: u16) -> SocketAddr {
+    (address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port).into()
 }
 
 /// `80/tcp`.
@@ -352,14 +366,9 @@ pub fn wishes(record: &Record) -> Result<Vec<Publish>, Error> {
         for binding in bindings.iter().flatten() {
             let bad = || Error::Invalid(format!("invalid port specification: {:?}", binding.host_port));
             let host_address = match binding.host_ip.as_str() {
-                "" | "0.0.0.0" => None,
-                text => match text.trim_matches(['[', ']']).parse() {
-                    Ok(IpAddr::V4(address)) => Some(address),
-                    Ok(IpAddr::V6(_)) => {
-                        return Err(Error::Unsupported(format!(
-                            "ports cannot be published at an IPv6 address ({text}) by this engine: containers have IPv4"
-                        )));
-                    }
+                "" => None,
+                text => match text.trim_matches(['[', ']']).parse::<IpAddr>() {
+                    Ok(address) => Some(address.to_canonical()),
                     Err(_) => return Err(Error::Invalid(format!("invalid IP address: {text:?}"))),
                 },
             };
@@ -410,7 +419,7 @@ pub fn check(record: &Record) -> Result<Vec<String>, Error> {
             return Err(shares(mode));
         }
         if name == DEFAULT_NETWORK {
-            if address.is_some() {
+            if address != (None, None) {
                 return Err(Error::Invalid(
                     "user specified IP address is supported on user defined networks only".to_owned(),
                 ));
@@ -444,16 +453,19 @@ fn shares(mode: &str) -> Error {
     }.to_owned())
 }
 
-/// A fixed address.
-fn wanted_address(settings: &EndpointSettings) -> Result<Option<Ipv4Addr>, Error> {
-    let Some(ipam) = &settings.ipam_config else { return Ok(None) };
-    if !ipam.ipv6_address.is_empty() {
-        return Err(Error::Unsupported("containers have no IPv6 addresses with this engine".to_owned()));
+/// Fixed addresses.
+fn wanted_address(settings: &EndpointSettings) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), Error> {
+    fn of<A: FromStr>(kind: &str, text: &str) -> Result<Option<A>, Error> {
+        match text {
+            "" => Ok(None),
+            text => text
+                .parse()
+                .map(Some)
+                .map_err(|_| Error::Invalid(format!("invalid {kind} address: {text:?}"))),
+        }
     }
-    match ipam.ipv4_address.as_str() {
-        "" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| Error::Invalid(format!("invalid IPv4 address: {text:?}"))),
-    }
+    let Some(ipam) = &settings.ipam_config else { return Ok((None, None)) };
+    Ok((of("IPv4", &ipam.ipv4_address)?, of("IPv6", &ipam.ipv6_address)?))
 }
 
 /// The names by which a network knows a container, its own first.
@@ -474,6 +486,7 @@ fn settings_of(
     network: &rustiot_network::Network,
     endpoint: &Endpoint,
 ) -> EndpointSettings {
+    let ipv6 = network.ipv6;
     EndpointSettings {
         mac_address: mac(endpoint.mac),
         network_id: network.id.clone(),
@@ -481,6 +494,9 @@ fn settings_of(
         gateway: if network.internal { String::new() } else { network.gateway.to_string() },
         ip_address: endpoint.address.to_string(),
         ip_prefix_len: network.subnet.prefix(),
+        ipv6_gateway: ipv6.filter(|_| !network.internal).map(|v6| v6.gateway.to_string()).unwrap_or_default(),
+        global_ipv6_address: endpoint.address6.map(|address| address.to_string()).unwrap_or_default(),
+        global_ipv6_prefix_len: ipv6.map(|v6| v6.subnet.prefix()).unwrap_or_default(),
         dns_names: (network.name != DEFAULT_NETWORK).then(|| endpoint.aliases.clone()),
         ..wanted.clone()
     }
@@ -493,17 +509,25 @@ fn published_ports(
 ) -> BTreeMap<String, Option<Vec<PortBinding>>> {
     let mut ports: BTreeMap<String, Option<Vec<PortBinding>>> =
         record.config.exposed_ports.keys().map(|port| (port.clone(), None)).collect();
-    for published in places.iter().flat_map(|(_, endpoint)| &endpoint.published) {
-        let protocol = match published.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        let binding = PortBinding {
-            host_ip: published.host_address.unwrap_or(Ipv4Addr::UNSPECIFIED).to_string(),
-            host_port: published.host_port.to_string(),
-        };
-        let port = format!("{}/{protocol}", published.container_port);
-        ports.entry(port).or_default().get_or_insert_default().push(binding);
+    for (_, endpoint) in places {
+        for published in &endpoint.published {
+            let protocol = match published.protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+            };
+            let all = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+            let addresses = match published.host_address {
+                Some(address) => vec![address],
+                None if endpoint.address6.is_some() => all.into(),
+                None => all.into_iter().take(1).collect(),
+            };
+            let port = format!("{}/{protocol}", published.container_port);
+            let bindings = ports.entry(port).or_default().get_or_insert_default();
+            bindings.extend(addresses.into_iter().map(|address: IpAddr| PortBinding {
+                host_ip: address.to_string(),
+                host_port: published.host_port.to_string(),
+            }));
+        }
     }
     ports
 }
@@ -605,7 +629,11 @@ impl Inner {
         }
         Attachment {
             namespace: Some(namespace),
-            addresses: places.iter().map(|(_, endpoint)| endpoint.address).collect(),
+            addresses: places
+                .iter()
+                .flat_map(|(_, e)| [Some(IpAddr::V4(e.address)), e.address6.map(IpAddr::V6)])
+                .flatten()
+                .collect(),
             gateway: places.first().map(|(network, _)| network.gateway),
             server,
             names: user.is_some(),
@@ -623,15 +651,20 @@ impl Inner {
     ) -> Result<(), Error> {
         let record = container.record().clone();
         let servers = record.host.dns.iter().filter_map(|server| server.parse().ok());
+        let (address, address6) = wanted_address(settings)?;
+        let before = container.live().addresses.get(name).copied();
         let wanted = Wanted {
-            address: wanted_address(settings)?,
-            preferred: container.live().addresses.get(name).copied(),
+            address,
+            preferred: before.map(|(address, _)| address),
+            address6,
+            preferred6: before.and_then(|(_, address6)| address6),
             mac: parse_mac(&settings.mac_address)?,
             aliases: aliases(&record, settings),
             servers: if name == DEFAULT_NETWORK { Vec::new() } else { servers.collect() },
         };
         let attached = bridges.attach(&container.id, namespace, name, wanted).await.map_err(refused)?;
-        container.live().addresses.insert(name.to_owned(), attached.address.0);
+        let got = (attached.address.0, attached.address6.map(|(address, _)| address));
+        container.live().addresses.insert(name.to_owned(), got);
         if let Ok((network, _)) = bridges.inspect(name).await {
             self.say_of_network(&network, "connect", Some(&container.id));
         }
@@ -672,13 +705,16 @@ impl Inner {
                 settings.gateway.clone_from(&of.gateway);
                 settings.ip_address.clone_from(&of.ip_address);
                 settings.ip_prefix_len = of.ip_prefix_len;
+                settings.ipv6_gateway.clone_from(&of.ipv6_gateway);
+                settings.global_ipv6_address.clone_from(&of.global_ipv6_address);
+                settings.global_ipv6_prefix_len = of.global_ipv6_prefix_len;
                 settings.mac_address.clone_from(&of.mac_address);
             }
             settings.networks.insert(network.name.clone(), of);
         }
         let mut live = container.live();
         for (network, endpoint) in &places {
-            live.addresses.insert(network.name.clone(), endpoint.address);
+            live.addresses.insert(network.name.clone(), (endpoint.address, endpoint.address6));
         }
         live.network = Some(settings);
     }
@@ -801,6 +837,8 @@ impl Inner {
         let wanted = Wanted {
             address: Some(endpoint.address),
             preferred: None,
+            address6: endpoint.address6,
+            preferred6: None,
             mac: Some(endpoint.mac),
             aliases: endpoint.aliases.clone(),
             servers: endpoint.servers.clone(),
@@ -878,7 +916,11 @@ impl Inner {
                     endpoint_id: endpoint.id,
                     mac_address: mac(endpoint.mac),
                     ipv4_address: format!("{}/{}", endpoint.address, of.subnet.prefix()),
-                    ipv6_address: String::new(),
+                    ipv6_address: endpoint
+                        .address6
+                        .zip(of.ipv6)
+                        .map(|(address, v6)| format!("{address}/{}", v6.subnet.prefix()))
+                        .unwrap_or_default(),
                 };
                 network.containers.insert(endpoint.container, container);
             }
@@ -890,10 +932,10 @@ impl Inner {
     /// It cannot be made as it is wanted.
     pub async fn make_network(&self, request: CreateNetwork) -> Result<Created, Error> {
         let bridges = self.networks.bridges()?;
-        let config = config_of(&request)?;
+        let (config, warnings) = config_of(&request)?;
         let network = bridges.create(&request.name, config).await.map_err(refused)?;
         self.say_of_network(&network, "create", None);
-        Ok(Created { id: network.id, warnings: Vec::new() })
+        Ok(Created { id: network.id, warnings })
     }
 
     /// # Errors
@@ -996,7 +1038,7 @@ impl Inner {
         let old: Vec<String> = {
             let live = container.live();
             let all = live.network.iter().flat_map(|settings| settings.networks.values());
-            all.map(|settings| settings.ip_address.clone()).collect()
+            all.flat_map(|s| [s.ip_address.clone(), s.global_ipv6_address.clone()]).collect()
         };
         self.refresh(bridges, container).await;
         let places = bridges.places(&container.id).await;
@@ -1042,17 +1084,17 @@ impl Inner {
     }
 }
 
-/// What is wanted of a network, checked.
-fn config_of(request: &CreateNetwork) -> Result<NetworkConfig, Error> {
+/// What is wanted of a network, checked, and what the person should know.
+fn config_of(request: &CreateNetwork) -> Result<(NetworkConfig, Vec<String>), Error> {
     if !["", "bridge"].contains(&request.driver.as_str()) {
         return Err(Error::Unsupported(format!(
             "the network driver {:?} is not supported by this engine: use bridge",
             request.driver
         )));
     }
-    if request.enable_ipv6 == Some(true) || request.enable_ipv4 == Some(false) {
+    if request.enable_ipv4 == Some(false) {
         return Err(Error::Unsupported(
-            "networks of this engine have IPv4 and no IPv6: make it without --ipv6".to_owned(),
+            "networks of this engine always have IPv4: make it without --ipv4=false".to_owned(),
         ));
     }
     let ipam = &request.ipam;
@@ -1068,34 +1110,41 @@ fn config_of(request: &CreateNetwork) -> Result<NetworkConfig, Error> {
         options: request.options.clone(),
         ..NetworkConfig::default()
     };
-    let invalid = |error: &dyn std::error::Error| Error::Invalid(error.to_string());
-    match ipam.config.as_slice() {
-        [] => {}
-        [one] => {
-            if !one.ip_range.is_empty() || !one.auxiliary_addresses.is_empty() {
-                return Err(Error::Unsupported(
-                    "address ranges and reserved addresses of a network are not supported by this engine: give a subnet"
-                        .to_owned(),
-                ));
-            }
-            if !one.subnet.is_empty() {
-                config.subnet =
-                    Some(one.subnet.parse().map_err(|e: rustiot_network::address::SubnetError| {
-                        Error::Invalid(format!("invalid subnet {}: {e}", one.subnet))
-                    })?);
-            }
-            if !one.gateway.is_empty() {
-                config.gateway =
-                    Some(one.gateway.parse().map_err(|e: std::net::AddrParseError| invalid(&e))?);
-                if config.subnet.is_none() {
-                    return Err(Error::Invalid("a gateway needs a subnet".to_owned()));
-                }
-            }
+    let mut warnings = Vec::new();
+    let mut config6 = Config6::default();
+    for one in &ipam.config {
+        if !one.ip_range.is_empty() || !one.auxiliary_addresses.is_empty() {
+            return Err(Error::Unsupported(
+                "address ranges and reserved addresses of a network are not supported by this engine: give a subnet"
+                    .to_owned(),
+            ));
         }
-        _ => {
-            return Err(Error::Unsupported("a network of this engine has one subnet".to_owned()));
+        if one.subnet.is_empty() {
+            if !one.gateway.is_empty() {
+                return Err(Error::Invalid("a gateway needs a subnet".to_owned()));
+            }
+            continue;
+        }
+        let twice = if one.subnet.contains(':') {
+            if request.enable_ipv6 != Some(true) {
+                // As with Docker, but said.
+                warnings
+                    .push(format!("the network is made without IPv6: its subnet {} is not used", one.subnet));
+                continue;
+            }
+            config6.gateway = address_of(&one.gateway)?;
+            config6.subnet.replace(subnet_of(&one.subnet)?).is_some()
+        } else {
+            config.gateway = address_of(&one.gateway)?;
+            config.subnet.replace(subnet_of(&one.subnet)?).is_some()
+        };
+        if twice {
+            return Err(Error::Unsupported(
+                "a network of this engine has one IPv4 subnet and, with --ipv6, one IPv6 subnet".to_owned(),
+            ));
         }
     }
+    config.ipv6 = (request.enable_ipv6 == Some(true)).then_some(config6);
     for (name, value) in &request.options {
         if name == HOST_PORTS {
             for port in value.split(',').map(str::trim).filter(|port| !port.is_empty()) {
@@ -1108,7 +1157,20 @@ fn config_of(request: &CreateNetwork) -> Result<NetworkConfig, Error> {
             )));
         }
     }
-    Ok(config)
+    Ok((config, warnings))
+}
+
+fn subnet_of<S: FromStr<Err = rustiot_network::address::SubnetError>>(text: &str) -> Result<S, Error> {
+    text.parse().map_err(|e| Error::Invalid(format!("invalid subnet {text}: {e}")))
+}
+
+fn address_of<A: FromStr>(text: &str) -> Result<Option<A>, Error> {
+    match text {
+        "" => Ok(None),
+        text => {
+            text.parse().map(Some).map_err(|_| Error::Invalid(format!("invalid gateway address: {text:?}")))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -1138,7 +1200,7 @@ mod tests {
             options: [(HOST_PORTS.to_owned(), "1883/tcp, 123/udp".to_owned())].into(),
             ..CreateNetwork::default()
         };
-        let config = config_of(&fine).unwrap();
+        let config = config_of(&fine).unwrap().0;
         assert_eq!(config.gateway, Some(Ipv4Addr::new(10, 1, 0, 9)));
         assert_eq!(config.host_ports.len(), 2);
         let with = |change: fn(&mut CreateNetwork)| {
@@ -1147,12 +1209,36 @@ mod tests {
             config_of(&request).unwrap_err().status()
         };
         assert_eq!(with(|r| r.driver = "macvlan".into()), 501);
-        assert_eq!(with(|r| r.enable_ipv6 = Some(true)), 501);
+        assert_eq!(with(|r| r.enable_ipv4 = Some(false)), 501);
         assert_eq!(with(|r| r.ipam.driver = "dhcp".into()), 501);
-        assert_eq!(with(|r| r.ipam.config[0].subnet = "fd00::/64".into()), 400);
+        assert_eq!(with(|r| r.ipam.config[0].subnet = "10.1.0.1/24".into()), 400);
         assert_eq!(with(|r| r.ipam.config[0].subnet.clear()), 400);
         assert_eq!(with(|r| r.ipam.config[0].ip_range = "10.1.0.0/25".into()), 501);
-        assert_eq!(with(|r| r.ipam.config.push(IpamConfig::default())), 501);
+        assert_eq!(with(|r| r.ipam.config.push(r.ipam.config[0].clone())), 501);
+        assert_eq!(config.ipv6, None);
+
+        // With IPv6: the engine's choice, its own subnet, one that is not wanted, and what is none.
+        let mut dual = fine.clone();
+        dual.enable_ipv6 = Some(true);
+        assert_eq!(config_of(&dual).unwrap().0.ipv6, Some(Config6::default()));
+        dual.ipam.config.push(IpamConfig {
+            subnet: "fd00:5::/64".into(),
+            gateway: "fd00:5::9".into(),
+            ..IpamConfig::default()
+        });
+        let (config, warnings) = config_of(&dual).unwrap();
+        assert_eq!(config.ipv6.unwrap().gateway, Some("fd00:5::9".parse().unwrap()));
+        assert!(config.ipv6.unwrap().subnet.is_some() && config.subnet.is_some() && warnings.is_empty());
+        dual.enable_ipv6 = None;
+        let (config, warnings) = config_of(&dual).unwrap();
+        assert!(config.ipv6.is_none() && warnings.len() == 1);
+        for (subnet, gateway) in [("fd00:5::1/64", ""), ("fe80::/64", ""), ("fd00:5::/64", "10.1.0.9")] {
+            let mut request = dual.clone();
+            request.enable_ipv6 = Some(true);
+            request.ipam.config[1].subnet = subnet.into();
+            request.ipam.config[1].gateway = gateway.into();
+            assert_eq!(config_of(&request).unwrap_err().status(), 400, "{subnet} {gateway}");
+        }
         assert_eq!(with(|r| drop(r.options.insert("mtu".into(), "1400".into()))), 501);
         assert_eq!(with(|r| drop(r.options.insert(HOST_PORTS.into(), "0/tcp".into()))), 400);
     }

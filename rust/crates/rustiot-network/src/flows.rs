@@ -4,7 +4,7 @@
 //! Best effort: a kernel without ctnetlink keeps its flows until they are silent for a while, and nothing else is wrong
 //! then. Called by `networks`.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use nlink::{
     Connection,
@@ -15,7 +15,7 @@ use nlink::{
 };
 
 /// Forgets flows that lead to a container's address or come from it.
-pub(crate) async fn forget_container(address: Ipv4Addr) {
+pub(crate) async fn forget_container(address: IpAddr) {
     for filter in [ConntrackFilter::new().reply_src(address), ConntrackFilter::new().orig_src(address)] {
         forget(&filter).await;
     }

@@ -1,7 +1,8 @@
 //! Networks of containers: bridges, addresses, published ports, isolation.
 //!
 //! Called by the engine only. It changes links whose names begin with `rib-` and `riv-`, one nftables table of its own
-//! and the forwarding switch; it never touches another link, another table or a container's processes. IPv4 only.
+//! and the forwarding switches; it never touches another table or a container's processes, nor another link, but for
+//! one setting: with IPv6 forwarded, a link that accepted router advertisements is told to go on doing so.
 
 pub mod address;
 mod firewall;
@@ -12,7 +13,10 @@ mod networks;
 mod record;
 mod resolver;
 
-pub use address::Subnet;
-pub use names::{Reply, View, reply};
+pub use address::{Subnet, Subnet6};
+pub use names::{Reply, View, accepted, reply};
 pub use networks::{Attachment, Error, Mended, Networks, Reconciled, Wanted};
-pub use record::{DEFAULT_NETWORK, Endpoint, HostPort, Network, NetworkConfig, Protocol, Publish, Published};
+pub use record::{
+    Config6, DEFAULT_NETWORK, Endpoint, HostPort, Network, Network6, NetworkConfig, Protocol, Publish,
+    Published,
+};

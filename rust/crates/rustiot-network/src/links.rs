@@ -5,16 +5,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     io::Write as _,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
+use nix::sched::{CloneFlags, setns};
+
 use nlink::{
     Connection, Route,
     netlink::{
+        addr::Ipv6Address,
         link::{BridgeLink, BridgePortConfig, VethLink},
-        route::Ipv4Route,
+        route::{Ipv4Route, Ipv6Route},
     },
 };
 
@@ -63,6 +66,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// No IPv6 in the kernel.
+    #[error("this kernel has no IPv6; make the network without it, or start the kernel without ipv6.disable")]
+    NoIpv6,
     /// More interfaces than any container has.
     #[error("no interface name from eth0 to eth63 is free in the container")]
     Interfaces,
@@ -97,9 +103,13 @@ pub(crate) struct Pair<'a> {
     pub link: &'a str,
     pub namespace: &'a Path,
     pub address: Ipv4Addr,
+    /// In a network with IPv6.
+    pub address6: Option<Ipv6Addr>,
     pub mac: [u8; 6],
     /// Whether the way out goes through this network.
     pub default_route: bool,
+    /// Whether the IPv6 way out does.
+    pub default_route6: bool,
 }
 
 impl Links {
@@ -108,14 +118,11 @@ impl Links {
     }
 
     /// Networks that the host reaches other than by its default route.
-    pub(crate) async fn host_routes(&self) -> Result<Vec<(Ipv4Addr, u8)>, Error> {
+    pub(crate) async fn host_routes(&self) -> Result<Vec<(IpAddr, u8)>, Error> {
         let routes = self.route.get_routes().await.context("list", "the host's routes")?;
         Ok(routes
             .iter()
-            .filter_map(|route| match route.destination() {
-                Some(IpAddr::V4(destination)) => Some((*destination, route.dst_len())),
-                _ => None,
-            })
+            .filter_map(|route| route.destination().map(|destination| (*destination, route.dst_len())))
             .collect())
     }
 
@@ -138,15 +145,9 @@ impl Links {
     }
 
     /// The host's addresses: link and address.
-    pub(crate) async fn addresses(&self) -> Result<BTreeSet<(u32, Ipv4Addr)>, Error> {
+    pub(crate) async fn addresses(&self) -> Result<BTreeSet<(u32, IpAddr)>, Error> {
         let all = self.route.get_addresses().await.context("list", "the host's addresses")?;
-        Ok(all
-            .iter()
-            .filter_map(|address| match address.address() {
-                Some(IpAddr::V4(v4)) => Some((address.ifindex(), *v4)),
-                _ => None,
-            })
-            .collect())
+        Ok(all.iter().filter_map(|of| of.address().map(|address| (of.ifindex(), *address))).collect())
     }
 
     /// Puts the host's end of a pair into its bridge again.
@@ -159,10 +160,13 @@ impl Links {
     }
 
     /// Sets the way out of a container.
-    pub(crate) async fn route_out(&self, namespace: &Path, gateway: Ipv4Addr) -> Result<(), Error> {
+    pub(crate) async fn route_out(&self, namespace: &Path, gateway: IpAddr) -> Result<(), Error> {
         let inside = inside(namespace)?.1;
-        let route = Ipv4Route::default_route().gateway(gateway);
-        inside.replace_route(route).await.context("set the default route in", "the container")
+        let set = match gateway {
+            IpAddr::V4(gateway) => inside.replace_route(Ipv4Route::default_route().gateway(gateway)).await,
+            IpAddr::V6(gateway) => inside.replace_route(Ipv6Route::default_route().gateway(gateway)).await,
+        };
+        set.context("set the default route in", "the container")
     }
 
     /// Makes the network's bridge, or makes right what is there. Says whether it was missing.
@@ -180,14 +184,19 @@ impl Links {
                 find().await?.ok_or_else(|| Error::Missing(name.to_owned()))?.ifindex()
             }
         };
-        // No IPv6 here yet: then there is no second way to the host either.
-        setting(&format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1")?;
+        // Where the network has no IPv6, there is no second way to the host either.
+        settings6(name, network.ipv6.is_some())?;
         // The host's own 127.0.0.1:PORT leads to a container; what comes from one for 127/8 is dropped by the table.
         setting(&format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"), "1")?;
         self.route
             .replace_address_by_index(index, network.gateway.into(), network.subnet.prefix())
             .await
             .context("give an address to", name)?;
+        if let Some(ipv6) = network.ipv6 {
+            // A bridge without containers is not running: only without a search for duplicates is the address there.
+            let address = Ipv6Address::with_index(index, ipv6.gateway, ipv6.subnet.prefix()).nodad();
+            self.route.replace_address(address).await.context("give an IPv6 address to", name)?;
+        }
         self.route.set_link_up_by_index(index).await.context("bring up", name)?;
         Ok(made)
     }
@@ -231,6 +240,9 @@ impl Links {
                 Some(found) => found.ifindex(),
                 None => return Err(Error::Missing(interface.to_owned())),
             };
+        // Before it comes up: no address that nobody gave, no search for duplicates, no advice from neighbours.
+        let (to, ipv6) = (interface.to_owned(), pair.address6.is_some());
+        in_namespace(pair.namespace, move || settings6(&to, ipv6))?;
         let prefix = network.subnet.prefix();
         inside
             .add_address_by_index(index, pair.address.into(), prefix)
@@ -241,8 +253,53 @@ impl Links {
             let route = Ipv4Route::default_route().gateway(network.gateway);
             inside.add_route(route).await.context("set the default route in the container by", interface)?;
         }
+        if let (Some(address), Some(ipv6)) = (pair.address6, network.ipv6) {
+            let address = Ipv6Address::with_index(index, address, ipv6.subnet.prefix()).nodad();
+            inside
+                .add_address(address)
+                .await
+                .context("give an IPv6 address in the container to", interface)?;
+            if pair.default_route6 {
+                let route = Ipv6Route::default_route().gateway(ipv6.gateway);
+                inside
+                    .add_route(route)
+                    .await
+                    .context("set the IPv6 default route in the container by", interface)?;
+            }
+        }
         Ok(())
     }
+}
+
+/// Works in the network namespace of a file, on a thread that ends with it.
+fn in_namespace(
+    namespace: &Path,
+    work: impl FnOnce() -> Result<(), Error> + Send + 'static,
+) -> Result<(), Error> {
+    let fail = |source| Error::Namespace { path: namespace.to_owned(), source };
+    let file = File::open(namespace).map_err(fail)?;
+    let thread = std::thread::Builder::new().name("namespace".to_owned());
+    let done = thread.spawn(move || -> std::io::Result<Result<(), Error>> {
+        setns(file, CloneFlags::CLONE_NEWNET)?;
+        Ok(work())
+    });
+    let ended = || std::io::Error::other("the thread that entered it has ended");
+    done.and_then(|thread| thread.join().map_err(|_| ended())?).map_err(fail)?
+}
+
+/// IPv6 of a link of ours, before it comes up: off, or on with the addresses that it is given and no others. Nobody's
+/// advertisements are believed, and nothing is waited for.
+fn settings6(link: &str, on: bool) -> Result<(), Error> {
+    let at = |name: &str| format!("{CONF6}/{link}/{name}");
+    if on {
+        if !Path::new(CONF6).exists() {
+            return Err(Error::NoIpv6);
+        }
+        for name in ["accept_ra", "autoconf", "accept_dad", "accept_redirects"] {
+            setting(&at(name), "0")?;
+        }
+    }
+    setting(&at("disable_ipv6"), if on { "0" } else { "1" })
 }
 
 fn inside(namespace: &Path) -> Result<(File, Connection<Route>), Error> {
@@ -265,6 +322,7 @@ async fn free_interface(inside: &Connection<Route>) -> Result<String, Error> {
 }
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const CONF6: &str = "/proc/sys/net/ipv6/conf";
 
 /// Whether the kernel forwards between links.
 pub(crate) fn forwards() -> bool {
@@ -274,6 +332,28 @@ pub(crate) fn forwards() -> bool {
 /// Lets the kernel forward between links.
 pub(crate) fn forward() -> Result<(), Error> {
     setting(FORWARDING, "1")
+}
+
+/// Whether the kernel forwards IPv6 between links.
+pub(crate) fn forwards6() -> bool {
+    std::fs::read(format!("{CONF6}/all/forwarding")).is_ok_and(|value| value.starts_with(b"1"))
+}
+
+/// Lets the kernel forward IPv6 between links. A kernel that forwards no longer listens to routers and forgets what they
+/// said, unless told otherwise: every link that listened is, and those that come later.
+pub(crate) fn forward6() -> Result<(), Error> {
+    let links = std::fs::read_dir(CONF6).into_iter().flatten().flatten();
+    for link in links.filter(|link| link.file_name() != "all") {
+        let path = link.path().join("accept_ra");
+        if std::fs::read(&path).is_ok_and(|value| value.starts_with(b"1")) {
+            match setting(&path.to_string_lossy(), "2") {
+                // A link that has gone meanwhile.
+                Err(Error::Setting { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                done => done?,
+            }
+        }
+    }
+    setting(&format!("{CONF6}/all/forwarding"), "1")
 }
 
 /// Writes a kernel setting of the calling thread's network namespace. A kernel without the protocol has no such file.

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -17,7 +17,7 @@ use domain::{
         message_builder::AnswerBuilder,
         name::ToLabelIter,
     },
-    rdata::{A, Ptr},
+    rdata::{A, Aaaa, Ptr},
 };
 
 use crate::record::{self, DEFAULT_NETWORK, Endpoint, Network};
@@ -71,15 +71,27 @@ enum Subject {
     /// A name, without regard to case and without its last dot.
     Name(String),
     /// The owner of an address.
-    Address(Ipv4Addr),
+    Address(IpAddr),
+}
+
+impl View {
+    /// Who asks from an address in a network.
+    pub(crate) fn asker(&self, network: &str, from: IpAddr) -> Option<&Endpoint> {
+        self.endpoints.iter().find(|e| e.network == network && has(e, from))
+    }
+}
+
+fn has(endpoint: &Endpoint, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => endpoint.address == address,
+        IpAddr::V6(address) => endpoint.address6 == Some(address),
+    }
 }
 
 /// What `query`, which came from an address in a network, is answered. `stream`: over TCP, where any length is taken.
 #[must_use]
-pub fn reply(view: &View, network: &str, from: Ipv4Addr, query: &[u8], stream: bool) -> Reply {
-    let Some(asker) = view.endpoints.iter().find(|e| e.network == network && e.address == from) else {
-        return Reply::Nothing;
-    };
+pub fn reply(view: &View, network: &str, from: IpAddr, query: &[u8], stream: bool) -> Reply {
+    let Some(asker) = view.asker(network, from) else { return Reply::Nothing };
     let Ok(query) = Message::from_octets(query) else { return Reply::Nothing };
     if query.header().qr() {
         return Reply::Nothing;
@@ -125,6 +137,23 @@ pub(crate) fn failed(query: &[u8], rcode: Rcode) -> Option<Vec<u8>> {
     }
 }
 
+/// What a server said, if it is an answer to the question that it was asked, with the number that the container gave it.
+#[must_use]
+pub fn accepted(answer: &[u8], asked: &[u8], number: u16) -> Option<Vec<u8>> {
+    let asked = Message::from_octets(asked).ok()?;
+    let mut answer = Message::from_octets(answer.to_vec()).ok()?;
+    // A server that refuses may leave the question out.
+    let empty = answer.header_counts().qdcount() == 0
+        && answer.header().qr()
+        && answer.header().id() == asked.header().id()
+        && answer.header().rcode() != Rcode::NOERROR;
+    if !empty && !answer.is_answer(&asked) {
+        return None;
+    }
+    answer.header_mut().set_id(number);
+    Some(answer.into_octets())
+}
+
 /// A name in lower case, and whether it has a single label.
 fn text(name: &impl ToLabelIter) -> (String, bool) {
     let mut out = String::new();
@@ -139,11 +168,24 @@ fn text(name: &impl ToLabelIter) -> (String, bool) {
     (out, labels == 1)
 }
 
-/// The address whose owner is asked for by `4.3.2.1.in-addr.arpa`.
-fn reversed(name: &str) -> Option<Ipv4Addr> {
+/// The address whose owner is asked for by `4.3.2.1.in-addr.arpa`, or by 32 digits before `.ip6.arpa`.
+fn reversed(name: &str) -> Option<IpAddr> {
+    if let Some(digits) = name.strip_suffix(".ip6.arpa") {
+        let mut address = 0_u128;
+        let mut count = 0_u32;
+        for label in digits.rsplit('.') {
+            let mut one = label.chars();
+            let (Some(digit), None) = (one.next().and_then(|c| c.to_digit(16)), one.next()) else {
+                return None;
+            };
+            address = address << 4 | u128::from(digit);
+            count = count.saturating_add(1);
+        }
+        return (count == 32).then(|| Ipv6Addr::from(address).into());
+    }
     let address: Ipv4Addr = name.strip_suffix(".in-addr.arpa")?.parse().ok()?;
     let [a, b, c, d] = address.octets();
-    Some(Ipv4Addr::new(d, c, b, a))
+    Some(Ipv4Addr::new(d, c, b, a).into())
 }
 
 /// The endpoints that a subject means, and whether it is ours to say. Of each of the asker's user networks.
@@ -156,8 +198,11 @@ fn known<'a>(view: &'a View, own: &[&Endpoint], subject: &Subject) -> (Vec<&'a E
         let in_it = view.endpoints.iter().filter(|e| e.network == mine.network);
         match subject {
             Subject::Address(address) => {
-                ours |= network.subnet.contains(*address);
-                named.extend(in_it.filter(|e| e.address == *address));
+                ours |= match address {
+                    IpAddr::V4(address) => network.subnet.contains(*address),
+                    IpAddr::V6(address) => network.ipv6.is_some_and(|ipv6| ipv6.subnet.contains(*address)),
+                };
+                named.extend(in_it.filter(|e| has(e, *address)));
             }
             Subject::Name(name) => {
                 let bare = name.strip_suffix(&suffix).and_then(|bare| bare.strip_suffix('.'));
@@ -192,8 +237,8 @@ impl Answering<'_> {
     fn addresses(&self, kind: Rtype, named: &[&Endpoint]) -> Reply {
         let mut builder = self.start(Rcode::NOERROR);
         let Ok(question) = self.query.sole_question() else { return self.refuse(Rcode::FORMERR) };
-        // A name of ours has IPv4 addresses and nothing else: that is an answer without records, and no error.
-        if matches!(kind, Rtype::A | Rtype::ANY) {
+        // A name of ours has addresses and nothing else: that is an answer without records, and no error.
+        if matches!(kind, Rtype::A | Rtype::AAAA | Rtype::ANY) {
             let told = self.query.opt().map_or(0, |opt| usize::from(opt.udp_payload_size()));
             if !self.stream {
                 builder.set_push_limit(told.clamp(UDP, UDP_MAX));
@@ -201,8 +246,12 @@ impl Answering<'_> {
             // Who asks for one of several gets them in turn.
             let first = usize::from(self.query.header().id()).checked_rem(named.len()).unwrap_or(0);
             for endpoint in named.iter().cycle().skip(first).take(named.len()) {
-                let record = (question.qname(), Class::IN, TTL, A::new(endpoint.address));
-                if builder.push(record).is_err() {
+                let ipv4 = (kind != Rtype::AAAA).then_some(endpoint.address);
+                let ipv6 = endpoint.address6.filter(|_| kind != Rtype::A);
+                let name = question.qname();
+                let fits = ipv4.is_none_or(|a| builder.push((name, Class::IN, TTL, A::new(a))).is_ok())
+                    && ipv6.is_none_or(|a| builder.push((name, Class::IN, TTL, Aaaa::new(a))).is_ok());
+                if !fits {
                     builder.header_mut().set_tc(true);
                     break;
                 }
@@ -235,8 +284,12 @@ mod tests {
 
     use super::*;
 
-    fn network(name: &str, subnet: &str, internal: bool) -> (String, Network) {
+    fn network(name: &str, subnet: &str, ipv6: Option<&str>, internal: bool) -> (String, Network) {
         let subnet: crate::Subnet = subnet.parse().unwrap();
+        let ipv6 = ipv6.map(|subnet| {
+            let subnet: crate::Subnet6 = subnet.parse().unwrap();
+            crate::Network6 { subnet, gateway: subnet.first_host() }
+        });
         let network = Network {
             name: name.into(),
             id: String::new(),
@@ -244,6 +297,7 @@ mod tests {
             bridge: format!("rib-{name}"),
             subnet,
             gateway: subnet.first_host(),
+            ipv6,
             internal,
             host_ports: BTreeSet::new(),
             labels: BTreeMap::new(),
@@ -259,6 +313,8 @@ mod tests {
             namespace: "/none".into(),
             network: network.into(),
             address: address.into(),
+            // As in the network of IPv6 below; by the last byte.
+            address6: (network == "shop").then(|| [0xfd00, 0, 0, 1, 0, 0, 0, u16::from(address[3])].into()),
             mac: [0; 6],
             link: String::new(),
             interface: "eth0".into(),
@@ -271,9 +327,9 @@ mod tests {
     fn view() -> View {
         View {
             networks: [
-                network(DEFAULT_NETWORK, "172.17.0.0/16", false),
-                network("shop", "172.18.0.0/16", false),
-                network("inner", "172.19.0.0/16", true),
+                network(DEFAULT_NETWORK, "172.17.0.0/16", None, false),
+                network("shop", "172.18.0.0/16", Some("fd00:0:0:1::/64"), false),
+                network("inner", "172.19.0.0/16", None, true),
             ]
             .into(),
             endpoints: vec![
@@ -297,7 +353,12 @@ mod tests {
     }
 
     /// What is answered: the code and the addresses, or where the question goes.
-    fn ask(network: &str, from: [u8; 4], name: &str, kind: Rtype) -> Result<(Rcode, Vec<String>), Reply> {
+    fn ask(
+        network: &str,
+        from: impl Into<IpAddr>,
+        name: &str,
+        kind: Rtype,
+    ) -> Result<(Rcode, Vec<String>), Reply> {
         match reply(&view(), network, from.into(), &query(name, kind), false) {
             Reply::Answer(bytes) => {
                 let message = Message::from_octets(bytes).unwrap();
@@ -318,7 +379,17 @@ mod tests {
         assert_eq!(web("shop-db-1", Rtype::A), ok(&["172.18.0.3"]));
         assert_eq!(web("db", Rtype::A), ok(&["172.18.0.3", "172.18.0.4"]));
         assert_eq!(web("Db.SHOP", Rtype::A), ok(&["172.18.0.3", "172.18.0.4"]));
-        assert_eq!(web("db", Rtype::AAAA), ok(&[]));
+        assert_eq!(web("db", Rtype::AAAA), ok(&["fd00:0:0:1::3", "fd00:0:0:1::4"]));
+        assert_eq!(web("web", Rtype::ANY), ok(&["172.18.0.2", "fd00:0:0:1::2"]));
+        assert_eq!(ask("shop", [172, 18, 0, 3], "store", Rtype::AAAA), ok(&[]));
+        // It may ask from its IPv6 address too.
+        let from6: Ipv6Addr = "fd00:0:0:1::2".parse().unwrap();
+        assert_eq!(ask("shop", from6, "web.shop", Rtype::AAAA), ok(&["fd00:0:0:1::2"]));
+        let reverse = |last: char| {
+            format!("{last}.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.0.0.0.0.0.0.0.0.0.0.d.f.ip6.arpa")
+        };
+        assert_eq!(ask("shop", [172, 18, 0, 2], &reverse('3'), Rtype::PTR), ok(&["shop-db-1.shop."]));
+        assert_eq!(ask("shop", [172, 18, 0, 2], &reverse('9'), Rtype::PTR), Ok((Rcode::NXDOMAIN, vec![])));
         assert_eq!(web("db", Rtype::MX), ok(&[]));
         assert_eq!(web("web", Rtype::A), ok(&["172.18.0.2"]));
         // Of a network that it is not in, and of the default one.
@@ -338,6 +409,10 @@ mod tests {
         assert_eq!(ask("shop", [172, 18, 0, 2], ".", Rtype::NS), forward);
         assert_eq!(ask("shop", [172, 18, 0, 2], "org", Rtype::DS), forward);
         assert_eq!(ask("shop", [172, 18, 0, 2], "8.8.8.8.in-addr.arpa", Rtype::PTR), forward);
+        for name in ["8.ip6.arpa", "ip6.arpa", "8.b.d.0.1.0.0.2.ip6.arpa", "00.1.0.0.0.0.0.0.0.d.f.ip6.arpa"]
+        {
+            assert_eq!(ask("shop", [172, 18, 0, 2], name, Rtype::PTR), forward, "{name}");
+        }
         assert_eq!(ask(DEFAULT_NETWORK, [172, 17, 0, 2], "example.org", Rtype::A), forward);
         // In two networks, of which one leads out.
         assert_eq!(ask("inner", [172, 19, 0, 2], "example.org", Rtype::A), forward);
@@ -348,6 +423,10 @@ mod tests {
     #[test]
     fn nobody_else_is_answered() {
         assert_eq!(ask("shop", [172, 18, 0, 9], "db", Rtype::A), Err(Reply::Nothing));
+        for stranger in ["fd00:0:0:1::9", "fe80::2", "::"] {
+            let stranger: Ipv6Addr = stranger.parse().unwrap();
+            assert_eq!(ask("shop", stranger, "db", Rtype::A), Err(Reply::Nothing));
+        }
         assert_eq!(ask("inner", [172, 18, 0, 2], "db", Rtype::A), Err(Reply::Nothing));
         let answer = reply(&view(), "shop", [172, 18, 0, 2].into(), &query("db", Rtype::A), false);
         let Reply::Answer(answer) = answer else { panic!("{answer:?}") };

@@ -7,7 +7,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Read as _},
-    net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpListener, UdpSocket},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,14 +17,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Mutex;
 
 use crate::{
-    address::{self, AllocateError, Subnet},
+    address::{self, AllocateError, Subnet, Subnet6},
     firewall::{self, Facts, Firewall},
     flows,
     links::{self, Found, Links, Pair},
     names::Names,
     record::{
-        self, BRIDGE_PREFIX, DEFAULT_NETWORK, Endpoint, Network, NetworkConfig, Protocol, Publish, Published,
-        VETH_PREFIX,
+        self, BRIDGE_PREFIX, Config6, DEFAULT_NETWORK, Endpoint, Network, Network6, NetworkConfig, Protocol,
+        Publish, Published, VETH_PREFIX,
     },
     resolver::{Resolver, Serving},
 };
@@ -59,7 +60,7 @@ pub enum Error {
     #[error("the subnet {subnet} overlaps {other}; choose another one")]
     Overlap {
         /// The subnet that was asked for.
-        subnet: Subnet,
+        subnet: String,
         /// A network, or a route of the host.
         other: String,
     },
@@ -70,9 +71,9 @@ pub enum Error {
     #[error("{gateway} cannot be the gateway in {subnet}")]
     Gateway {
         /// The gateway that was asked for.
-        gateway: Ipv4Addr,
+        gateway: IpAddr,
         /// The network's subnet.
-        subnet: Subnet,
+        subnet: String,
     },
     /// No address.
     #[error("no address for the container in network {network}")]
@@ -99,9 +100,21 @@ pub enum Error {
         /// The network.
         network: String,
     },
+    /// The network has no IPv6.
+    #[error(
+        "network {network} has no IPv6, so {address} cannot be in it or lead to it; make the network with IPv6"
+    )]
+    NoIpv6 {
+        /// The network.
+        network: String,
+        /// The address that was asked for.
+        address: Ipv6Addr,
+    },
     /// The port leads to another container.
     #[error("port {port} of the host is published by container {container} already")]
     Published {
+        /// The host's address; none for all.
+        address: Option<IpAddr>,
         /// The host's port.
         port: u16,
         /// By whom.
@@ -110,6 +123,8 @@ pub enum Error {
     /// The port is a host service's, or the address is not the host's.
     #[error("port {port} of the host cannot be published; a service of the host may listen there")]
     HostPort {
+        /// The host's address; none for all.
+        address: Option<IpAddr>,
         /// The host's port.
         port: u16,
         /// Why.
@@ -152,6 +167,10 @@ pub struct Wanted {
     pub address: Option<Ipv4Addr>,
     /// This address if it is free, else another one.
     pub preferred: Option<Ipv4Addr>,
+    /// This IPv6 address and no other.
+    pub address6: Option<Ipv6Addr>,
+    /// This IPv6 address if the network has IPv6 and it is free, else another one.
+    pub preferred6: Option<Ipv6Addr>,
     /// This hardware address; without one, it follows from the address.
     pub mac: Option<[u8; 6]>,
     /// Names by which the network's other containers know it: first its own, then its service's and others.
@@ -167,6 +186,8 @@ pub struct Attachment {
     pub address: (Ipv4Addr, u8),
     /// The network's gateway; the default route leads there unless the network is internal or another one has it.
     pub gateway: Ipv4Addr,
+    /// Its IPv6 address and the length of its prefix, in a network with IPv6.
+    pub address6: Option<(Ipv6Addr, u8)>,
     /// Its hardware address.
     pub mac: [u8; 6],
     /// The interface inside.
@@ -286,11 +307,15 @@ impl Networks {
         // Whoever had forwarding off wanted no router: what is not ours stays closed then, and that is on record first.
         let forwards = links::forwards();
         inner.endpoints.forwarding_is_ours |= !forwards;
+        let opens6 = inner.opens6();
         write(&self.endpoints_file, &inner.endpoints, false)?;
         inner.tell();
         inner.apply().await?;
         if !forwards {
             links::forward()?;
+        }
+        if opens6 {
+            links::forward6()?;
         }
         for network in inner.networks.networks.values() {
             if inner.links.bridge(network).await? {
@@ -316,10 +341,18 @@ impl Networks {
     /// kernel or the disk refused; then nothing of it stays.
     pub async fn create(&self, name: &str, config: NetworkConfig) -> Result<Network, Error> {
         let mut inner = self.inner.lock().await;
+        let inner = &mut *inner;
         let network = inner.plan(name, config).await?;
         inner.networks.networks.insert(name.to_owned(), network.clone());
         let made = async {
+            let opens6 = inner.opens6();
+            if opens6 {
+                write(&self.endpoints_file, &inner.endpoints, false)?;
+            }
             inner.apply().await?;
+            if opens6 {
+                links::forward6()?;
+            }
             inner.links.bridge(&network).await?;
             write(&self.networks_file, &inner.networks, true)?;
             // Where the gateway cannot answer DNS, `mend` tries again.
@@ -360,6 +393,7 @@ impl Networks {
         write(&self.networks_file, &networks, true)?;
         inner.networks = networks;
         inner.endpoints.last.remove(name);
+        inner.endpoints.last6.remove(name);
         if let Some(serving) = inner.serving.remove(name) {
             serving.close().await;
         }
@@ -413,20 +447,21 @@ impl Networks {
     ///
     /// # Errors
     /// [`Error::NoNetwork`].
-    pub async fn lookup(&self, network: &str, name: &str) -> Result<Vec<Ipv4Addr>, Error> {
+    pub async fn lookup(&self, network: &str, name: &str) -> Result<Vec<IpAddr>, Error> {
         let inner = self.inner.lock().await;
         inner.network(network)?;
         let named = inner.endpoints.endpoints.iter().filter(|endpoint| {
             endpoint.network == network
                 && endpoint.aliases.iter().any(|alias| alias.eq_ignore_ascii_case(name))
         });
-        Ok(named.map(|endpoint| endpoint.address).collect())
+        let of = |e: &Endpoint| [Some(IpAddr::V4(e.address)), e.address6.map(IpAddr::V6)];
+        Ok(named.flat_map(of).flatten().collect())
     }
 
     /// Puts a container, whose network namespace is the file `namespace`, into a network.
     ///
     /// # Errors
-    /// [`Error::NoNetwork`], [`Error::Attached`], [`Error::Address`], or what the kernel or the disk refused; then
+    /// [`Error::NoNetwork`], [`Error::Attached`], [`Error::Address`], [`Error::NoIpv6`], or what the kernel or the disk refused; then
     /// nothing of it stays.
     pub async fn attach(
         &self,
@@ -450,22 +485,32 @@ impl Networks {
         let mac_of = |address| wanted.mac.unwrap_or_else(|| address::mac(address));
         let address = address::allocate(network.subnet, &taken, last, given)
             .map_err(|source| Error::Address { network: network.name.clone(), source })?;
+        let address6 = inner.address6(&network, &wanted)?;
         let link = unused(VETH_PREFIX, (container, &network.name), |name| {
             inner.endpoints.endpoints.iter().any(|endpoint| endpoint.link == name)
         });
-        let routed = |endpoint: &Endpoint| {
-            endpoint.container == container
-                && inner.networks.networks.get(&endpoint.network).is_some_and(|network| !network.internal)
-        };
-        let default_route = !network.internal && !inner.endpoints.endpoints.iter().any(routed);
+        let default_route = !network.internal && inner.way_out(container).is_none();
+        let default_route6 = !network.internal && inner.way_out6(container).is_none();
         // A link of this name is a leftover: no endpoint has it.
         inner.links.remove(&link).await?;
         let id = random_id()?;
-        let pair = Pair { link: &link, namespace, address, mac: mac_of(address), default_route };
+        let pair = Pair {
+            link: &link,
+            namespace,
+            address,
+            address6,
+            mac: mac_of(address),
+            default_route,
+            default_route6,
+        };
         let interface = inner.links.attach(&network, &pair).await?;
         let mut endpoints = inner.endpoints.clone();
         if given.is_none() {
             endpoints.last.insert(network.name.clone(), address);
+        }
+        if let Some(address6) = address6.filter(|a| ![wanted.address6, wanted.preferred6].contains(&Some(*a)))
+        {
+            endpoints.last6.insert(network.name.clone(), address6);
         }
         endpoints.endpoints.push(Endpoint {
             container: container.into(),
@@ -473,6 +518,7 @@ impl Networks {
             namespace: namespace.into(),
             network: network.name.clone(),
             address,
+            address6,
             mac: mac_of(address),
             link: link.clone(),
             interface: interface.clone(),
@@ -489,6 +535,7 @@ impl Networks {
         Ok(Attachment {
             address: (address, network.subnet.prefix()),
             gateway: network.gateway,
+            address6: address6.zip(network.ipv6.map(|ipv6| ipv6.subnet.prefix())),
             mac: mac_of(address),
             interface,
             dns: inner.serving.contains_key(&network.name),
@@ -503,12 +550,19 @@ impl Networks {
     /// [`Error::NotAttached`], or what the kernel or the disk refused.
     pub async fn detach(&self, container: &str, network: &str) -> Result<Endpoint, Error> {
         let mut inner = self.inner.lock().await;
-        let before = inner.way_out(container).map(|(network, _)| network.name.clone());
+        let name = |way: Option<(&Network, &Endpoint)>| way.map(|(network, _)| network.name.clone());
+        let (before, before6) = (name(inner.way_out(container)), name(inner.way_out6(container)));
         let endpoint = inner.detach(&self.endpoints_file, container, network).await?;
         if before.as_deref() == Some(network)
             && let Some((next, its)) = inner.way_out(container)
         {
-            inner.links.route_out(&its.namespace, next.gateway).await?;
+            inner.links.route_out(&its.namespace, next.gateway.into()).await?;
+        }
+        if before6.as_deref() == Some(network)
+            && let Some((next, its)) = inner.way_out6(container)
+            && let Some(ipv6) = next.ipv6
+        {
+            inner.links.route_out(&its.namespace, ipv6.gateway.into()).await?;
         }
         Ok(endpoint)
     }
@@ -545,8 +599,8 @@ impl Networks {
     /// asked.
     ///
     /// # Errors
-    /// [`Error::NotAttached`], [`Error::Internal`], [`Error::Published`], [`Error::HostPort`], [`Error::PortZero`], or
-    /// what the kernel or the disk refused; then nothing of it stays.
+    /// [`Error::NotAttached`], [`Error::Internal`], [`Error::Published`], [`Error::HostPort`], [`Error::PortZero`],
+    /// [`Error::NoIpv6`], or what the kernel or the disk refused; then nothing of it stays.
     pub async fn publish(
         &self,
         container: &str,
@@ -559,12 +613,16 @@ impl Networks {
             return Err(Error::Internal(network.into()));
         }
         let mut endpoints = inner.endpoints.clone();
+        let ipv6 = inner.network(network)?.ipv6.is_some();
         let mut done = Vec::new();
         for publish in wanted {
             if publish.container_port == 0 {
                 return Err(Error::PortZero);
             }
-            let published = free_port(&endpoints, publish)?;
+            if let (Some(IpAddr::V6(address)), false) = (publish.host_address, ipv6) {
+                return Err(Error::NoIpv6 { network: network.into(), address });
+            }
+            let published = free_port(&endpoints, publish, ipv6)?;
             if let Some(endpoint) = endpoints.endpoints.get_mut(position) {
                 endpoint.published.insert(published);
             }
@@ -613,11 +671,18 @@ impl Networks {
             links::forward()?;
             done.forwarding = true;
         }
+        if inner.has_ipv6() && !links::forwards6() {
+            links::forward6()?;
+            done.forwarding = true;
+        }
         let (found, addresses) = (inner.links.ours().await?, inner.links.addresses().await?);
         let mut bridges = BTreeMap::new();
         for network in inner.networks.networks.values() {
             let right = |link: &&Found| {
-                link.is_bridge && link.is_up && addresses.contains(&(link.index, network.gateway))
+                link.is_bridge
+                    && link.is_up
+                    && addresses.contains(&(link.index, network.gateway.into()))
+                    && network.ipv6.is_none_or(|v6| addresses.contains(&(link.index, v6.gateway.into())))
             };
             match found.get(&network.bridge).filter(right) {
                 Some(link) => {
@@ -687,11 +752,52 @@ impl Inner {
         self.endpoints.endpoints.iter().position(same).ok_or_else(missing)
     }
 
+    /// The networks through which a container could go out, the first first.
+    fn ways_out(&self, container: &str) -> impl Iterator<Item = (&Network, &Endpoint)> {
+        let its = self.endpoints.endpoints.iter().filter(move |endpoint| endpoint.container == container);
+        its.filter_map(|endpoint| Some((self.networks.networks.get(&endpoint.network)?, endpoint)))
+            .filter(|(network, _)| !network.internal)
+    }
+
     /// The network through which a container's way out goes.
     fn way_out(&self, container: &str) -> Option<(&Network, &Endpoint)> {
-        let its = self.endpoints.endpoints.iter().filter(|endpoint| endpoint.container == container);
-        its.filter_map(|endpoint| Some((self.networks.networks.get(&endpoint.network)?, endpoint)))
-            .find(|(network, _)| !network.internal)
+        self.ways_out(container).next()
+    }
+
+    /// The same for IPv6.
+    fn way_out6(&self, container: &str) -> Option<(&Network, &Endpoint)> {
+        self.ways_out(container).find(|(_, endpoint)| endpoint.address6.is_some())
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.networks.networks.values().any(|network| network.ipv6.is_some())
+    }
+
+    /// Whether forwarding of IPv6 is to be switched on, and then it is noted that it was off: to be recorded, and closed
+    /// by rules to all that is not ours, before it is.
+    fn opens6(&mut self) -> bool {
+        let opens = self.has_ipv6() && !links::forwards6();
+        self.endpoints.forwarding6_is_ours |= opens;
+        opens
+    }
+
+    /// A container's IPv6 address, in a network that has IPv6.
+    fn address6(&self, network: &Network, wanted: &Wanted) -> Result<Option<Ipv6Addr>, Error> {
+        let Some(Network6 { subnet, gateway }) = network.ipv6 else {
+            return match wanted.address6 {
+                Some(address) => Err(Error::NoIpv6 { network: network.name.clone(), address }),
+                None => Ok(None),
+            };
+        };
+        let mut taken = BTreeSet::from([gateway]);
+        let others = self.endpoints.endpoints.iter().filter(|endpoint| endpoint.network == network.name);
+        taken.extend(others.filter_map(|endpoint| endpoint.address6));
+        let last = self.endpoints.last6.get(&network.name).copied();
+        let preferred =
+            wanted.preferred6.filter(|address| subnet.usable(*address) && !taken.contains(address));
+        address::allocate6(subnet, &taken, last, wanted.address6.or(preferred))
+            .map(Some)
+            .map_err(|source| Error::Address { network: network.name.clone(), source })
     }
 
     async fn apply(&mut self) -> Result<(), Error> {
@@ -701,6 +807,7 @@ impl Inner {
             endpoints: &self.endpoints,
             served: &served,
             closed: self.endpoints.forwarding_is_ours,
+            closed6: self.endpoints.forwarding6_is_ours,
         };
         self.firewall.apply(&facts).await?;
         Ok(())
@@ -742,7 +849,10 @@ impl Inner {
             self.apply().await?;
         }
         // Its flows would go on to an address that may be another's next.
-        flows::forget_container(endpoint.address).await;
+        flows::forget_container(endpoint.address.into()).await;
+        if let Some(address) = endpoint.address6 {
+            flows::forget_container(address.into()).await;
+        }
         write(file, &self.endpoints, false)?;
         Ok(endpoint)
     }
@@ -763,7 +873,7 @@ impl Inner {
     }
 
     /// Checks a wish for a network and fills in what it leaves open.
-    async fn plan(&self, name: &str, config: NetworkConfig) -> Result<Network, Error> {
+    async fn plan(&mut self, name: &str, config: NetworkConfig) -> Result<Network, Error> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
         let valid = name.len() <= 64
             && name.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -776,23 +886,65 @@ impl Inner {
             return Err(Error::Exists(name.into()));
         }
         let routes = self.links.host_routes().await?;
+        let others = || self.networks.networks.values();
+        let by_route =
+            |found: Option<&(IpAddr, u8)>| found.map(|(to, n)| format!("the host's route to {to}/{n}"));
         let overlap = |subnet: &Subnet| {
-            let network = self.networks.networks.values().find(|network| network.subnet.overlaps(subnet));
+            let network = others().find(|network| network.subnet.overlaps(subnet));
             let network = network.map(|network| format!("network {} ({})", network.name, network.subnet));
-            let route = || routes.iter().find(|(to, prefix)| subnet.overlaps_route(*to, *prefix));
-            network.or_else(|| route().map(|(to, prefix)| format!("the host's route to {to}/{prefix}")))
+            let hit = |(to, prefix): &&(IpAddr, u8)| match to {
+                IpAddr::V4(to) => subnet.overlaps_route(*to, *prefix),
+                IpAddr::V6(_) => false,
+            };
+            network.or_else(|| by_route(routes.iter().find(hit)))
         };
+        let overlap6 = |subnet: &Subnet6| {
+            let its = |network: &&Network| network.ipv6.is_some_and(|ipv6| ipv6.subnet.overlaps(subnet));
+            let network = others().find(its).map(|network| format!("network {}", network.name));
+            let hit = |(to, prefix): &&(IpAddr, u8)| match to {
+                IpAddr::V4(_) => false,
+                IpAddr::V6(to) => subnet.overlaps_route(*to, *prefix),
+            };
+            network.or_else(|| by_route(routes.iter().find(hit)))
+        };
+        let taken = |subnet: String, other| Error::Overlap { subnet, other };
         let subnet = match config.subnet {
             Some(subnet) => match overlap(&subnet) {
-                Some(other) => return Err(Error::Overlap { subnet, other }),
+                Some(other) => return Err(taken(subnet.to_string(), other)),
                 None => subnet,
             },
             None => address::choose(|subnet| overlap(subnet).is_none()).ok_or(Error::NoSubnet)?,
         };
         let gateway = config.gateway.unwrap_or(subnet.first_host());
         if !subnet.usable(gateway) {
-            return Err(Error::Gateway { gateway, subnet });
+            return Err(Error::Gateway { gateway: gateway.into(), subnet: subnet.to_string() });
         }
+        let mut own = self.networks.unique_local;
+        let ipv6 = match config.ipv6 {
+            None => None,
+            Some(Config6 { subnet, gateway }) => {
+                let subnet = match subnet {
+                    Some(subnet) => match overlap6(&subnet) {
+                        Some(other) => return Err(taken(subnet.to_string(), other)),
+                        None => subnet,
+                    },
+                    None => {
+                        let of = match own {
+                            Some(of) => of,
+                            None => *own.insert(Subnet6::unique_local(random()?)),
+                        };
+                        address::choose6(of, |subnet| overlap6(subnet).is_none()).ok_or(Error::NoSubnet)?
+                    }
+                };
+                let gateway = gateway.unwrap_or(subnet.first_host());
+                if !subnet.usable(gateway) {
+                    return Err(Error::Gateway { gateway: gateway.into(), subnet: subnet.to_string() });
+                }
+                Some(Network6 { subnet, gateway })
+            }
+        };
+        // Written with the network.
+        self.networks.unique_local = own;
         let bridge = unused(BRIDGE_PREFIX, name, |bridge| {
             self.networks.networks.values().any(|network| network.bridge == bridge)
         });
@@ -803,6 +955,7 @@ impl Inner {
             bridge,
             subnet,
             gateway,
+            ipv6,
             internal: config.internal,
             host_ports: config.host_ports,
             labels: config.labels,
@@ -811,59 +964,98 @@ impl Inner {
     }
 }
 
-/// The first of the wanted ports that is nobody's.
-fn free_port(endpoints: &record::Endpoints, wanted: &Publish) -> Result<Published, Error> {
+/// The first of the wanted ports that is nobody's. `ipv6`: whether the container has IPv6.
+fn free_port(endpoints: &record::Endpoints, wanted: &Publish, ipv6: bool) -> Result<Published, Error> {
     let (first, last) = wanted.host_ports;
+    let address = wanted.host_address;
     let at = |host_port| Published {
         protocol: wanted.protocol,
-        host_address: wanted.host_address,
+        host_address: address,
         host_port,
         container_port: wanted.container_port,
     };
     let clash = |published: &Published| {
-        let clashes = |endpoint: &&Endpoint| endpoint.published.iter().any(|other| other.clashes(published));
-        endpoints.endpoints.iter().find(clashes)
+        endpoints.endpoints.iter().find(|endpoint| {
+            let theirs = endpoint.address6.is_some();
+            endpoint.published.iter().any(|other| other.clashes(theirs, published, ipv6))
+        })
     };
     if first == 0 {
         // A port that the kernel finds free may still be published: nothing listens there.
-        let mut port = 0;
+        let mut tried = (0, io::Error::from(io::ErrorKind::AddrInUse));
         for _ in 0..100 {
-            port = bind(&at(0)).map_err(|source| Error::HostPort { port: 0, source })?;
-            if clash(&at(port)).is_none() {
-                return Ok(at(port));
+            let port = bind(&at(0), false).map_err(|source| Error::HostPort { address, port: 0, source })?;
+            match bind(&at(port), ipv6) {
+                Ok(_) if clash(&at(port)).is_none() => return Ok(at(port)),
+                Ok(_) => tried.0 = port,
+                Err(source) => tried = (port, source),
             }
         }
-        return Err(Error::HostPort { port, source: io::ErrorKind::AddrInUse.into() });
+        return Err(Error::HostPort { address, port: tried.0, source: tried.1 });
     }
-    let mut refused = Error::HostPort { port: first, source: io::ErrorKind::InvalidInput.into() };
+    let mut refused = Error::HostPort { address, port: first, source: io::ErrorKind::InvalidInput.into() };
     for port in first..=last {
         refused = match clash(&at(port)) {
-            Some(endpoint) => Error::Published { port, container: endpoint.container.clone() },
-            None => match bind(&at(port)) {
+            Some(endpoint) => Error::Published { address, port, container: endpoint.container.clone() },
+            None => match bind(&at(port), ipv6) {
                 Ok(_) => return Ok(at(port)),
-                Err(source) => Error::HostPort { port, source },
+                Err(source) => Error::HostPort { address, port, source },
             },
         };
     }
     Err(refused)
 }
 
-/// Whether the host could listen there now; the port at which it could.
-fn bind(published: &Published) -> io::Result<u16> {
-    let address = (published.host_address.unwrap_or(Ipv4Addr::UNSPECIFIED), published.host_port);
-    let bound = match published.protocol {
-        Protocol::Tcp => TcpListener::bind(address)?.local_addr()?,
-        Protocol::Udp => UdpSocket::bind(address)?.local_addr()?,
+/// Whether the host could listen there now, at IPv6 addresses too if a port of all leads there; the port at which it could.
+fn bind(published: &Published, ipv6: bool) -> io::Result<u16> {
+    let Published { protocol, host_address, host_port, .. } = *published;
+    let v4 = |address: Ipv4Addr| match protocol {
+        Protocol::Tcp => TcpListener::bind((address, host_port))?.local_addr().map(|at| at.port()),
+        Protocol::Udp => UdpSocket::bind((address, host_port))?.local_addr().map(|at| at.port()),
     };
-    Ok(bound.port())
+    match host_address {
+        None if ipv6 => bind6(protocol, Ipv6Addr::UNSPECIFIED, v4(Ipv4Addr::UNSPECIFIED)?),
+        None => v4(Ipv4Addr::UNSPECIFIED),
+        Some(IpAddr::V4(address)) => v4(address),
+        Some(IpAddr::V6(address)) => bind6(protocol, address, host_port),
+    }
+}
+
+/// By IPv6 only: who listens at all IPv4 addresses does not matter.
+fn bind6(protocol: Protocol, address: Ipv6Addr, port: u16) -> io::Result<u16> {
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
+    };
+    let kind = match protocol {
+        Protocol::Tcp => SockType::Stream,
+        Protocol::Udp => SockType::Datagram,
+    };
+    let socket = socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    if protocol == Protocol::Tcp {
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    }
+    bind(socket.as_raw_fd(), &SockaddrIn6::from(SocketAddrV6::new(address, port, 0, 0)))?;
+    Ok(match protocol {
+        Protocol::Tcp => {
+            listen(&socket, Backlog::new(1)?)?;
+            TcpListener::from(socket).local_addr()?.port()
+        }
+        Protocol::Udp => UdpSocket::from(socket).local_addr()?.port(),
+    })
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0_u8; N];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(Error::Random)?;
+    Ok(bytes)
 }
 
 /// 64 hexadecimal digits.
 fn random_id() -> Result<String, Error> {
-    let mut bytes = [0_u8; 32];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(Error::Random)?;
+    let bytes: [u8; 32] = random()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     firewall::DNS,
-    names::{Names, Reply, failed, reply},
+    names::{Names, Reply, accepted, failed, reply},
     record::Network,
 };
 
@@ -57,7 +57,7 @@ pub(crate) struct Resolver {
 
 /// A gateway that answers, until this is dropped.
 pub(crate) struct Serving {
-    tasks: [JoinHandle<()>; 2],
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Serving {
@@ -82,6 +82,7 @@ struct Shared {
     resolv_conf: PathBuf,
     names: Arc<Names>,
     questions: AtomicUsize,
+    /// By the IPv4 address, which each container has: by whichever of its addresses it asks.
     each: Mutex<HashMap<Ipv4Addr, (usize, usize)>>,
 }
 
@@ -117,19 +118,28 @@ impl Resolver {
 
     /// Listens at a network's gateway, for what comes over its bridge only.
     pub(crate) fn serve(&self, network: &Network) -> io::Result<Serving> {
-        let at = SocketAddr::from((network.gateway, DNS));
+        // What is bound before an error ends with this.
+        let mut serving = Serving { tasks: self.listen(network, network.gateway.into())?.into() };
+        if let Some(ipv6) = network.ipv6 {
+            serving.tasks.extend(self.listen(network, ipv6.gateway.into())?);
+        }
+        Ok(serving)
+    }
+
+    fn listen(&self, network: &Network, gateway: IpAddr) -> io::Result<[JoinHandle<()>; 2]> {
+        let at = SocketAddr::from((gateway, DNS));
         let datagrams = std::net::UdpSocket::bind(at)?;
         datagrams.set_nonblocking(true)?;
         let datagrams = UdpSocket::from_std(datagrams)?;
         datagrams.bind_device(Some(network.bridge.as_bytes()))?;
-        let streams = TcpSocket::new_v4()?;
+        let streams = if at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         streams.set_reuseaddr(true)?;
         streams.bind_device(Some(network.bridge.as_bytes()))?;
         streams.bind(at)?;
         let streams = streams.listen(64)?;
         let answer_datagrams = answer_datagrams(Arc::clone(&self.shared), network.name.clone(), datagrams);
         let answer_streams = answer_streams(Arc::clone(&self.shared), network.name.clone(), streams);
-        Ok(Serving { tasks: [tokio::spawn(answer_datagrams), tokio::spawn(answer_streams)] })
+        Ok([tokio::spawn(answer_datagrams), tokio::spawn(answer_streams)])
     }
 }
 
@@ -164,8 +174,12 @@ impl Shared {
     /// Not ourselves: that would go round for ever.
     fn ask_whom(&self, wanted: Vec<IpAddr>) -> Vec<IpAddr> {
         let view = self.names.now();
-        let ourselves =
-            |server: &IpAddr| view.networks.values().any(|network| IpAddr::V4(network.gateway) == *server);
+        let gateways = || {
+            let of =
+                |network: &Network| [Some(network.gateway.into()), network.ipv6.map(|v6| v6.gateway.into())];
+            view.networks.values().flat_map(of).flatten()
+        };
+        let ourselves = |server: &IpAddr| gateways().any(|gateway: IpAddr| gateway == *server);
         let mut servers = if wanted.is_empty() { self.servers() } else { wanted };
         servers.retain(|server| !ourselves(server));
         servers.truncate(SERVERS);
@@ -195,15 +209,16 @@ async fn answer_datagrams(shared: Arc<Shared>, network: String, socket: UdpSocke
                 continue;
             }
         };
-        let SocketAddr::V4(from) = peer else { continue };
         let Some(query) = buffer.get(..length) else { continue };
-        match reply(&shared.names.now(), &network, *from.ip(), query, false) {
+        let view = shared.names.now();
+        let Some(from) = view.asker(&network, peer.ip()).map(|asker| asker.address) else { continue };
+        match reply(&view, &network, peer.ip(), query, false) {
             Reply::Nothing => {}
             Reply::Answer(answer) => {
                 let _ = socket.send_to(&answer, peer).await;
             }
             Reply::Forward(wanted) => {
-                let Some(place) = shared.place(*from.ip(), false) else { continue };
+                let Some(place) = shared.place(from, false) else { continue };
                 let (query, socket, shared) = (query.to_vec(), Arc::clone(&socket), Arc::clone(&shared));
                 tokio::spawn(async move {
                     if let Some(answer) = forward(&shared, wanted, &query, false).await {
@@ -225,13 +240,11 @@ async fn answer_streams(shared: Arc<Shared>, network: String, listener: TcpListe
                 continue;
             }
         };
-        let SocketAddr::V4(from) = peer else { continue };
-        let known =
-            shared.names.now().endpoints.iter().any(|e| e.network == network && e.address == *from.ip());
-        let Some(place) = known.then(|| shared.place(*from.ip(), true)).flatten() else { continue };
+        let from = shared.names.now().asker(&network, peer.ip()).map(|asker| asker.address);
+        let Some(place) = from.and_then(|from| shared.place(from, true)) else { continue };
         let (shared, network) = (Arc::clone(&shared), network.clone());
         tokio::spawn(async move {
-            let _ = converse(&shared, &network, *from.ip(), stream).await;
+            let _ = converse(&shared, &network, peer.ip(), stream).await;
             drop(place);
         });
     }
@@ -241,7 +254,7 @@ async fn answer_streams(shared: Arc<Shared>, network: String, listener: TcpListe
 async fn converse(
     shared: &Arc<Shared>,
     network: &str,
-    from: Ipv4Addr,
+    from: IpAddr,
     mut stream: TcpStream,
 ) -> io::Result<()> {
     loop {
@@ -298,21 +311,6 @@ fn renumbered(query: &[u8]) -> io::Result<(Message<Vec<u8>>, u16)> {
     Ok((message, before))
 }
 
-/// An answer to this question, with the number that the container gave it.
-fn accepted(answer: &[u8], asked: &Message<Vec<u8>>, number: u16) -> Option<Vec<u8>> {
-    let mut answer = Message::from_octets(answer.to_vec()).ok()?;
-    // A server that refuses may leave the question out.
-    let empty = answer.header_counts().qdcount() == 0
-        && answer.header().qr()
-        && answer.header().id() == asked.header().id()
-        && answer.header().rcode() != Rcode::NOERROR;
-    if !empty && !answer.is_answer(asked) {
-        return None;
-    }
-    answer.header_mut().set_id(number);
-    Some(answer.into_octets())
-}
-
 async fn ask_datagram(to: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let (asked, number) = renumbered(query)?;
     let any: SocketAddr = match to {
@@ -325,7 +323,8 @@ async fn ask_datagram(to: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0_u8; ANSWER];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        let Some(answer) = accepted(buffer.get(..length).unwrap_or_default(), &asked, number) else {
+        let Some(answer) = accepted(buffer.get(..length).unwrap_or_default(), asked.as_slice(), number)
+        else {
             continue;
         };
         if length < ANSWER {
@@ -344,7 +343,7 @@ async fn ask_stream(to: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(to).await?;
     send(&mut stream, asked.as_slice()).await?;
     let answer = receive(&mut stream, usize::from(u16::MAX)).await?;
-    accepted(&answer, &asked, number).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    accepted(&answer, asked.as_slice(), number).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _},
     path::PathBuf,
+    str::FromStr as _,
     thread,
     time::Duration,
 };
@@ -19,24 +20,28 @@ use domain::{
         Message, MessageBuilder, Name,
         iana::{Class, Rcode, Rtype},
     },
-    rdata::A,
+    rdata::{A, Aaaa},
 };
 use nix::sched::{CloneFlags, setns, unshare};
 use nlink::{
     Connection, Nftables, Route,
     netlink::{
+        addr::Ipv6Address,
         link::{BridgeLink, VethLink},
         nftables::Family,
-        route::Ipv4Route,
+        route::{Ipv4Route, Ipv6Route},
     },
 };
 use rustiot_network::{
-    DEFAULT_NETWORK, Error, HostPort, NetworkConfig, Networks, Protocol, Publish, Reconciled, Wanted,
+    Attachment, Config6, DEFAULT_NETWORK, Error, HostPort, NetworkConfig, Networks, Protocol, Publish,
+    Reconciled, Wanted,
 };
 
 const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const HOST6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long nothing must come. What is refused by a drop can be told from slowness only by waiting.
 const SILENCE: Duration = Duration::from_millis(700);
@@ -84,14 +89,18 @@ impl Namespace {
 
     /// Tells whoever asks at the port which address it comes from, to the end of the test program.
     fn serve(&self, protocol: Protocol, port: u16) {
-        let address = (Ipv4Addr::UNSPECIFIED, port);
+        // Of both kinds, where the kernel has both.
+        let address: SocketAddr = match std::path::Path::new("/proc/sys/net/ipv6").exists() {
+            true => (Ipv6Addr::UNSPECIFIED, port).into(),
+            false => (Ipv4Addr::UNSPECIFIED, port).into(),
+        };
         match protocol {
             Protocol::Tcp => {
                 let listener = self.run(move || TcpListener::bind(address).unwrap());
                 thread::spawn(move || {
                     for stream in listener.incoming() {
                         let mut stream = stream.unwrap();
-                        let peer = stream.peer_addr().unwrap().ip().to_string();
+                        let peer = stream.peer_addr().unwrap().ip().to_canonical().to_string();
                         let _ = stream.write_all(peer.as_bytes());
                     }
                 });
@@ -101,7 +110,7 @@ impl Namespace {
                 thread::spawn(move || {
                     loop {
                         let (_, peer) = socket.recv_from(&mut [0; 16]).unwrap();
-                        let _ = socket.send_to(peer.ip().to_string().as_bytes(), peer);
+                        let _ = socket.send_to(peer.ip().to_canonical().to_string().as_bytes(), peer);
                     }
                 });
             }
@@ -112,11 +121,14 @@ impl Namespace {
     fn ask_within(
         &self,
         protocol: Protocol,
-        to: Ipv4Addr,
+        to: impl Into<IpAddr>,
         port: u16,
         patience: Duration,
-    ) -> io::Result<Ipv4Addr> {
-        let to = SocketAddr::from((to, port));
+    ) -> io::Result<IpAddr> {
+        self.ask_at(protocol, (to.into(), port).into(), patience)
+    }
+
+    fn ask_at(&self, protocol: Protocol, to: SocketAddr, patience: Duration) -> io::Result<IpAddr> {
         let text = self.run(move || -> io::Result<String> {
             let mut text = String::new();
             match protocol {
@@ -126,7 +138,11 @@ impl Namespace {
                     stream.read_to_string(&mut text)?;
                 }
                 Protocol::Udp => {
-                    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+                    let any: IpAddr = match to {
+                        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                    };
+                    let socket = UdpSocket::bind((any, 0))?;
                     socket.set_read_timeout(Some(patience))?;
                     socket.connect(to)?;
                     socket.send(b"?")?;
@@ -140,11 +156,13 @@ impl Namespace {
         text.parse().map_err(io::Error::other)
     }
 
-    fn ask(&self, protocol: Protocol, to: Ipv4Addr, port: u16) -> Ipv4Addr {
+    fn ask(&self, protocol: Protocol, to: impl Into<IpAddr>, port: u16) -> IpAddr {
+        let to = to.into();
         self.ask_within(protocol, to, port, PATIENCE).unwrap_or_else(|error| panic!("{to}:{port}: {error}"))
     }
 
-    fn refused(&self, protocol: Protocol, to: Ipv4Addr, port: u16) {
+    fn refused(&self, protocol: Protocol, to: impl Into<IpAddr>, port: u16) {
+        let to = to.into();
         if let Ok(seen) = self.ask_within(protocol, to, port, SILENCE) {
             panic!("{to}:{port} answered, to {seen}");
         }
@@ -177,12 +195,42 @@ impl World {
 
     /// A container in a network, that answers at TCP and UDP port 80.
     async fn container(&self, name: &str, network: &str) -> (Namespace, Ipv4Addr) {
+        let (namespace, attachment) = self.attached(name, network).await;
+        (namespace, attachment.address.0)
+    }
+
+    /// One in a network with IPv6.
+    async fn container6(&self, name: &str, network: &str) -> (Namespace, Ipv6Addr) {
+        let (namespace, attachment) = self.attached(name, network).await;
+        (namespace, attachment.address6.unwrap().0)
+    }
+
+    async fn attached(&self, name: &str, network: &str) -> (Namespace, Attachment) {
         let namespace = Namespace::new();
         let wanted = Wanted { aliases: vec![name.to_owned()], ..Wanted::default() };
         let attachment = self.networks.attach(name, &namespace.path(), network, wanted).await.unwrap();
         namespace.serve(Protocol::Tcp, 80);
         namespace.serve(Protocol::Udp, 80);
-        (namespace, attachment.address.0)
+        (namespace, attachment)
+    }
+
+    /// With IPv6 between the host and the machine outside.
+    async fn new6() -> Option<World> {
+        if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+            println!("skipped: this kernel has no IPv6");
+            return None;
+        }
+        let world = World::new().await;
+        for (of, link, address) in [(&world.host, "uplink", HOST6), (&world.outside, "eth0", OUTSIDE6)] {
+            let address = Ipv6Address::new(link, address, 64).nodad();
+            of.route().add_address(address).await.unwrap();
+        }
+        Some(world)
+    }
+
+    async fn network6(&self, name: &str, config: NetworkConfig) -> rustiot_network::Network {
+        let config = NetworkConfig { ipv6: Some(Config6::default()), ..config };
+        self.networks.create(name, config).await.unwrap()
     }
 }
 
@@ -240,11 +288,11 @@ fn containers_reach_each_other_in_one_network_and_never_across() {
             // The host itself reaches all of them: what refused was the rule.
             world.host.ask(protocol, c_address, 80);
         }
-        assert_eq!(world.networks.lookup(DEFAULT_NETWORK, "B").await.unwrap(), [b_address]);
+        assert_eq!(world.networks.lookup(DEFAULT_NETWORK, "B").await.unwrap(), [IpAddr::from(b_address)]);
         assert!(world.networks.lookup(DEFAULT_NETWORK, "c").await.unwrap().is_empty());
         // In both networks it reaches both, and each by that network's address.
         let both = world.networks.attach("c", &c.path(), DEFAULT_NETWORK, Wanted::default()).await.unwrap();
-        assert_eq!((both.interface.as_str(), c.ask(Tcp, a_address, 80)), ("eth1", both.address.0));
+        assert_eq!((both.interface.as_str(), c.ask(Tcp, a_address, 80)), ("eth1", both.address.0.into()));
         world.networks.detach("c", DEFAULT_NETWORK).await.unwrap();
         c.refused(Tcp, a_address, 80);
     });
@@ -323,7 +371,7 @@ async fn reached_from_everywhere() {
     let taken = world.networks.publish("b", DEFAULT_NETWORK, &[port(Tcp, 2222)]).await;
     assert!(matches!(taken, Err(Error::HostPort { port: 2222, .. })), "{taken:?}");
     // One address of the host only, and a port of our choice.
-    let local = Publish { host_address: Some(LOOPBACK), ..port(Tcp, 0) };
+    let local = Publish { host_address: Some(LOOPBACK.into()), ..port(Tcp, 0) };
     let chosen = world.networks.publish("b", DEFAULT_NETWORK, &[local]).await.unwrap()[0];
     assert_ne!(chosen.host_port, 0);
     world.host.ask(Tcp, LOOPBACK, chosen.host_port);
@@ -806,5 +854,342 @@ fn a_flow_that_goes_on_finds_the_new_container() {
         let (_b, _) = world.container("b", DEFAULT_NETWORK).await;
         world.networks.publish("b", DEFAULT_NETWORK, &[port(Udp, 8080)]).await.unwrap();
         answers().unwrap();
+    });
+}
+
+/// A setting of a network namespace's IPv6.
+fn setting6(of: &Namespace, name: &str) -> String {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}");
+    of.run(move || std::fs::read_to_string(path).unwrap()).trim().to_owned()
+}
+
+#[test]
+fn ipv6_works_within_a_network_and_outwards_and_never_across() {
+    world(|| async {
+        let Some(world) = World::new6().await else { return };
+        let one = world.network6("one", NetworkConfig::default()).await;
+        let two = world.network6("two", NetworkConfig::default()).await;
+        let inner =
+            world.network6("inner", NetworkConfig { internal: true, ..NetworkConfig::default() }).await;
+        let subnets: Vec<_> = [&one, &two, &inner].iter().map(|n| n.ipv6.unwrap().subnet).collect();
+        let own = |of: usize| subnets[of].network().octets()[..6].to_vec();
+        assert!(own(0) == own(1) && own(1) == own(2) && own(0)[0] == 0xfd, "{subnets:?}");
+        assert!(!subnets[0].overlaps(&subnets[1]) && !subnets[1].overlaps(&subnets[2]));
+        world.outside.serve(Tcp, 7000);
+        world.outside.serve(Udp, 7000);
+        let (a, a6) = world.container6("a", "one").await;
+        // At once: nothing is waited for.
+        world.host.ask_within(Tcp, a6, 80, SILENCE).unwrap();
+        let (b, b6) = world.container6("b", "one").await;
+        let (c, c6) = world.container6("c", "two").await;
+        let (d, d6) = world.container6("d", "inner").await;
+        let (e, e6) = world.container6("e", "inner").await;
+        for protocol in [Tcp, Udp] {
+            assert_eq!(a.ask(protocol, b6, 80), a6);
+            assert_eq!(b.ask(protocol, a6, 80), b6);
+            assert_eq!(d.ask(protocol, e6, 80), d6);
+            a.refused(protocol, c6, 80);
+            c.refused(protocol, a6, 80);
+            a.refused(protocol, d6, 80);
+            d.refused(protocol, a6, 80);
+            assert_eq!(a.ask(protocol, OUTSIDE6, 7000), HOST6);
+            assert_eq!(a.ask(protocol, OUTSIDE, 7000), HOST);
+            d.refused(protocol, OUTSIDE6, 7000);
+        }
+        // Not even with a route of its own making, nor with an address that is not the network's.
+        e.route().add_route(Ipv6Route::default_route().gateway(inner.ipv6.unwrap().gateway)).await.unwrap();
+        e.refused(Tcp, OUTSIDE6, 7000);
+        let forged = Ipv6Address::new("eth0", "2001:db8:9::5".parse().unwrap(), 64).nodad();
+        a.route().add_address(forged).await.unwrap();
+        let back = Ipv6Route::new("2001:db8:9::".parse().unwrap(), 64).gateway(HOST6);
+        world.outside.route().add_route(back).await.unwrap();
+        let from: SocketAddr = "[2001:db8:9::5]:0".parse().unwrap();
+        let heard = a.run(move || {
+            let socket = UdpSocket::bind(from).unwrap();
+            socket.set_read_timeout(Some(SILENCE)).unwrap();
+            socket.connect((OUTSIDE6, 7000)).unwrap();
+            socket.send(b"?").and_then(|_| socket.recv(&mut [0; 64]))
+        });
+        assert!(heard.is_err(), "{heard:?}");
+        // Nobody listens to advertisements of neighbours, and where there is no IPv6 there is none.
+        assert_eq!(
+            (setting6(&a, "eth0/accept_ra").as_str(), setting6(&a, "eth0/autoconf").as_str()),
+            ("0", "0")
+        );
+        let bridge = |name: &str| format!("{}/{name}", one.bridge);
+        assert_eq!(setting6(&world.host, &bridge("accept_ra")), "0");
+        let (f, _) = world.container("f", DEFAULT_NETWORK).await;
+        assert_eq!(setting6(&f, "eth0/disable_ipv6"), "1");
+        let wish = Wanted { address6: Some(b6), ..Wanted::default() };
+        let refused =
+            world.networks.attach("g", &Namespace::new().path(), DEFAULT_NETWORK, wish.clone()).await;
+        assert!(matches!(refused, Err(Error::NoIpv6 { .. })), "{refused:?}");
+        let refused = world.networks.attach("g", &Namespace::new().path(), "one", wish).await;
+        assert!(matches!(refused, Err(Error::Address { .. })), "{refused:?}");
+        // In a second network with IPv6 while the first has none: the way out leads through the second.
+        f.refused(Tcp, OUTSIDE6, 7000);
+        let wish = Wanted {
+            address6: Some(Ipv6Addr::from(u128::from(subnets[0].network()) | 0x77)),
+            ..Wanted::default()
+        };
+        let got = world.networks.attach("f", &f.path(), "one", wish).await.unwrap();
+        assert_eq!(got.address6.unwrap().0.segments()[7], 0x77);
+        assert_eq!(f.ask(Tcp, OUTSIDE6, 7000), HOST6);
+        world.networks.attach("f", &f.path(), "two", Wanted::default()).await.unwrap();
+        world.networks.detach("f", "one").await.unwrap();
+        assert_eq!(f.ask(Tcp, OUTSIDE6, 7000), HOST6);
+    });
+}
+
+#[test]
+fn a_published_port_is_reached_by_ipv6_and_shows_who_asks() {
+    world(|| async {
+        let Some(world) = World::new6().await else { return };
+        let dual = world.network6("dual", NetworkConfig::default()).await;
+        world.network6("other", NetworkConfig::default()).await;
+        let gateway = dual.ipv6.unwrap().gateway;
+        let (a, _) = world.container6("a", "dual").await;
+        let (b, _) = world.container6("b", "dual").await;
+        let (c, _) = world.container6("c", "other").await;
+        let (d, _) = world.container("d", DEFAULT_NETWORK).await;
+        for protocol in [Tcp, Udp] {
+            world.outside.refused(protocol, HOST6, 8080);
+            world.networks.publish("a", "dual", &[port(protocol, 8080)]).await.unwrap();
+        }
+        for protocol in [Tcp, Udp] {
+            assert_eq!(world.outside.ask(protocol, HOST6, 8080), OUTSIDE6);
+            assert_eq!(world.outside.ask(protocol, HOST, 8080), OUTSIDE);
+            assert_eq!(world.host.ask(protocol, HOST6, 8080), HOST6);
+            assert_eq!(world.host.ask(protocol, Ipv6Addr::LOCALHOST, 8080), gateway);
+            for container in [&a, &b, &c] {
+                container.ask(protocol, HOST6, 8080);
+            }
+        }
+        let at = |address: &str, host_port| Publish {
+            host_address: Some(address.parse().unwrap()),
+            ..port(Tcp, host_port)
+        };
+        let publish =
+            async |who: &str, network: &str, wish| world.networks.publish(who, network, &[wish]).await;
+        // Of one kind, and of one address.
+        publish("b", "dual", at("::", 8081)).await.unwrap();
+        publish("c", "other", at("0.0.0.0", 8081)).await.unwrap();
+        publish("b", "dual", at("2001:db8::1", 8082)).await.unwrap();
+        publish("b", "dual", at("::1", 8083)).await.unwrap();
+        let chosen = publish("b", "dual", at("::", 0)).await.unwrap()[0].host_port;
+        for port in [8081, 8082, chosen] {
+            assert_eq!(world.outside.ask(Tcp, HOST6, port), OUTSIDE6);
+        }
+        world.outside.refused(Tcp, HOST, 8082);
+        world.outside.refused(Tcp, HOST, chosen);
+        world.outside.refused(Tcp, HOST6, 8083);
+        world.host.ask(Tcp, Ipv6Addr::LOCALHOST, 8083);
+        for (who, network, wish) in [
+            ("c", "other", at("2001:db8::1", 8080)),
+            ("c", "other", at("::", 8081)),
+            ("c", "other", port(Tcp, 8083)),
+        ] {
+            let taken = publish(who, network, wish).await;
+            assert!(matches!(taken, Err(Error::Published { .. })), "{taken:?}");
+        }
+        // The host listens at IPv6 only: a port of all addresses is not free, one of IPv4 is.
+        let address: SocketAddr = "[2001:db8::1]:8090".parse().unwrap();
+        let _service = world.host.run(move || TcpListener::bind(address).unwrap());
+        let taken = publish("b", "dual", port(Tcp, 8090)).await;
+        assert!(matches!(taken, Err(Error::HostPort { port: 8090, .. })), "{taken:?}");
+        publish("b", "dual", at("0.0.0.0", 8090)).await.unwrap();
+        // A container without IPv6 has no such port, and a port of all addresses is one of IPv4.
+        let refused = publish("d", DEFAULT_NETWORK, at("::", 8099)).await;
+        assert!(matches!(refused, Err(Error::NoIpv6 { .. })), "{refused:?}");
+        publish("d", DEFAULT_NETWORK, port(Tcp, 8099)).await.unwrap();
+        world.outside.ask(Tcp, HOST, 8099);
+        world.outside.refused(Tcp, HOST6, 8099);
+        drop(d);
+        world.networks.detach_all("a").await.unwrap();
+        world.outside.refused(Udp, HOST6, 8080);
+    });
+}
+
+#[test]
+fn the_host_is_closed_by_ipv6_and_strangers_do_not_come_in() {
+    world(|| async {
+        let Some(world) = World::new6().await else { return };
+        let host_ports = BTreeSet::from([HostPort { protocol: Tcp, port: 5300 }]);
+        let open = world.network6("open", NetworkConfig { host_ports, ..NetworkConfig::default() }).await;
+        let closed = world.network6("closed", NetworkConfig::default()).await;
+        for port in [2222, 5300] {
+            world.host.serve(Tcp, port);
+            world.host.serve(Udp, port);
+        }
+        let (a, a6) = world.container6("a", "closed").await;
+        let (b, b6) = world.container6("b", "open").await;
+        let gateway = |of: &rustiot_network::Network| of.ipv6.unwrap().gateway;
+        assert_eq!(world.outside.ask(Tcp, HOST6, 2222), OUTSIDE6);
+        for protocol in [Tcp, Udp] {
+            for port in [2222, 5300] {
+                for to in [gateway(&closed), gateway(&open), HOST6] {
+                    a.refused(protocol, to, port);
+                }
+            }
+        }
+        b.refused(Tcp, gateway(&open), 2222);
+        b.refused(Udp, gateway(&open), 5300);
+        b.refused(Tcp, HOST6, 5300);
+        assert_eq!(b.ask(Tcp, gateway(&open), 5300), b6);
+        // By the bridge's link-local address, which is no secret.
+        let addresses = world.host.route().get_addresses().await.unwrap();
+        let link =
+            world.host.route().get_link_by_name(open.bridge.as_str()).await.unwrap().unwrap().ifindex();
+        let local = addresses.iter().filter(|a| a.ifindex() == link).find_map(|a| match a.address() {
+            Some(IpAddr::V6(v6)) if v6.is_unicast_link_local() => Some(*v6),
+            _ => None,
+        });
+        let (local, inside) = (local.unwrap(), b.route().get_link_by_name("eth0").await.unwrap().unwrap());
+        for port in [2222, 5300, 53] {
+            let to = std::net::SocketAddrV6::new(local, port, 0, inside.ifindex()).into();
+            let heard = b.ask_at(Tcp, to, SILENCE);
+            assert!(heard.is_err(), "{heard:?} at {to}");
+        }
+        // Who has a route to a container does not reach it, and the host has not become a router.
+        world.outside.route().add_route(Ipv6Route::new(a6, 128).gateway(HOST6)).await.unwrap();
+        world.outside.refused(Tcp, a6, 80);
+        let far = Namespace::new();
+        uplink(&world.host, "second", Ipv4Addr::new(198, 51, 100, 1), &far, Ipv4Addr::new(198, 51, 100, 2))
+            .await;
+        let (here, there): (Ipv6Addr, Ipv6Addr) =
+            ("2001:db8:2::1".parse().unwrap(), "2001:db8:2::2".parse().unwrap());
+        for (of, link, address) in [(&world.host, "second", here), (&far, "eth0", there)] {
+            of.route().add_address(Ipv6Address::new(link, address, 64).nodad()).await.unwrap();
+        }
+        far.serve(Tcp, 7000);
+        far.route().add_route(Ipv6Route::default_route().gateway(here)).await.unwrap();
+        world.outside.route().add_route(Ipv6Route::new(there, 128).gateway(HOST6)).await.unwrap();
+        world.host.ask(Tcp, there, 7000);
+        world.outside.refused(Tcp, there, 7000);
+    });
+}
+
+#[test]
+fn a_host_that_listens_to_routers_goes_on_when_it_forwards() {
+    world(|| async {
+        let Some(world) = World::new6().await else { return };
+        // Links are as the kernel makes them; one is not to listen.
+        let never = "/proc/sys/net/ipv6/conf/lo/accept_ra";
+        File::options().write(true).open(never).unwrap().write_all(b"0").unwrap();
+        world.networks.create("plain", NetworkConfig::default()).await.unwrap();
+        assert_eq!(setting6(&world.host, "all/forwarding"), "0");
+        assert_eq!(setting6(&world.host, "uplink/accept_ra"), "1");
+        world.network6("dual", NetworkConfig::default()).await;
+        assert_eq!(setting6(&world.host, "all/forwarding"), "1");
+        assert_eq!(setting6(&world.host, "uplink/accept_ra"), "2");
+        assert_eq!(setting6(&world.host, "lo/accept_ra"), "0");
+        // So does one that comes later.
+        let far = Namespace::new();
+        uplink(&world.host, "second", Ipv4Addr::new(198, 51, 100, 1), &far, Ipv4Addr::new(198, 51, 100, 2))
+            .await;
+        assert_eq!(setting6(&world.host, "second/accept_ra"), "2");
+    });
+}
+
+#[test]
+fn ipv6_comes_back_after_a_restart_a_flush_and_a_lost_address() {
+    world(|| async {
+        let Some(world) = World::new6().await else { return };
+        let dual = world.network6("dual", NetworkConfig::default()).await;
+        let ipv6 = dual.ipv6.unwrap();
+        world.outside.serve(Tcp, 7000);
+        let (a, a6) = world.container6("a", "dual").await;
+        world.networks.publish("a", "dual", &[port(Tcp, 8080)]).await.unwrap();
+        let well = async || {
+            world.outside.ask_within(Tcp, HOST6, 8080, PATIENCE).unwrap() == OUTSIDE6
+                && a.ask_within(Tcp, OUTSIDE6, 7000, PATIENCE).unwrap() == HOST6
+        };
+        assert!(well().await);
+        let nftables = Connection::<Nftables>::new().unwrap();
+        nftables.del_table("rustiot-networks", Family::Inet).await.unwrap();
+        let forwarding = "/proc/sys/net/ipv6/conf/all/forwarding";
+        File::options().write(true).open(forwarding).unwrap().write_all(b"0").unwrap();
+        world.outside.refused(Tcp, HOST6, 8080);
+        let mended = world.networks.mend().await.unwrap();
+        assert!(mended.rules && mended.forwarding, "{mended:?}");
+        assert!(well().await);
+        let route = world.host.route();
+        route.del_address(dual.bridge.as_str(), ipv6.gateway.into(), 64).await.unwrap();
+        assert_eq!(world.networks.mend().await.unwrap().bridges, ["dual"]);
+        assert!(well().await);
+        // As a network manager does it that switches IPv6 off where it was not told to leave it.
+        let off = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", dual.bridge);
+        File::options().write(true).open(off).unwrap().write_all(b"1").unwrap();
+        assert_eq!(world.networks.mend().await.unwrap().bridges, ["dual"]);
+        assert!(well().await);
+        route.del_link(dual.bridge.as_str()).await.unwrap();
+        let again = World::open(&world.directory);
+        let done = again.reconcile(&["a".to_owned()].into()).await.unwrap();
+        assert_eq!(done.made.as_slice(), [dual.bridge.clone()]);
+        again.mend().await.unwrap();
+        assert!(well().await);
+        let (network, endpoints) = again.inspect("dual").await.unwrap();
+        assert_eq!((network.ipv6, endpoints[0].address6), (Some(ipv6), Some(a6)));
+        // The device's own prefix stays, also when no network has IPv6 for a while.
+        again.detach_all("a").await.unwrap();
+        again.remove("dual").await.unwrap();
+        let again = World::open(&world.directory);
+        again.reconcile(&BTreeSet::new()).await.unwrap();
+        let config = NetworkConfig { ipv6: Some(Config6::default()), ..NetworkConfig::default() };
+        assert_eq!(again.create("next", config).await.unwrap().ipv6, Some(ipv6));
+        // What is another network's or has a route of the host's is refused.
+        for subnet in [ipv6.subnet.to_string(), "2001:db8::/64".to_owned(), "2001:db8::/32".to_owned()] {
+            let ipv6 = Config6 { subnet: Some(subnet.parse().unwrap()), gateway: None };
+            let config = NetworkConfig { ipv6: Some(ipv6), ..NetworkConfig::default() };
+            let refused = again.create("third", config).await;
+            assert!(matches!(refused, Err(Error::Overlap { .. })), "{subnet}: {refused:?}");
+        }
+    });
+}
+
+#[test]
+fn names_have_ipv6_addresses_and_both_gateways_answer() {
+    world(|| async {
+        let Some(world) = World::new6().await else { return };
+        let shop = world.network6("shop", NetworkConfig::default()).await;
+        let gateway = shop.ipv6.unwrap().gateway;
+        let (a, _) = world.container6("a", "shop").await;
+        let (_b, b6) = world.container6("b", "shop").await;
+        for server in [IpAddr::from(shop.gateway), gateway.into()] {
+            let mut builder = MessageBuilder::new_vec().question();
+            builder.push((Name::<Vec<u8>>::from_str("b.shop").unwrap(), Rtype::AAAA)).unwrap();
+            let query = builder.finish();
+            let file = a.0.try_clone().unwrap();
+            let answer = tokio::task::spawn_blocking(move || {
+                Namespace(file).run(move || {
+                    let any: IpAddr = match server {
+                        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+                    };
+                    let socket = UdpSocket::bind((any, 0)).unwrap();
+                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                    socket.connect((server, 53)).unwrap();
+                    socket.send(&query).unwrap();
+                    let mut buffer = vec![0; 512];
+                    let length = socket.recv(&mut buffer).unwrap();
+                    buffer.truncate(length);
+                    // And over TCP.
+                    let mut stream = TcpStream::connect_timeout(&(server, 53).into(), PATIENCE).unwrap();
+                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                    stream.write_all(&u16::try_from(query.len()).unwrap().to_be_bytes()).unwrap();
+                    stream.write_all(&query).unwrap();
+                    let mut length = [0; 2];
+                    stream.read_exact(&mut length).unwrap();
+                    let mut same = vec![0; u16::from_be_bytes(length).into()];
+                    stream.read_exact(&mut same).unwrap();
+                    assert_eq!(same, buffer);
+                    buffer
+                })
+            });
+            let message = Message::from_octets(answer.await.unwrap()).unwrap();
+            let records = message.answer().unwrap().limit_to::<Aaaa>();
+            let told: Vec<Ipv6Addr> = records.map(|record| record.unwrap().data().addr()).collect();
+            assert_eq!(told, [b6], "{server}");
+        }
     });
 }
