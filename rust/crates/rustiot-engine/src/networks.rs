@@ -275,9 +275,11 @@ fn refused(error: rustiot_network::Error) -> Error {
     match error {
         Refused::NoNetwork(name) => Error::NoSuchNetwork(name),
         Refused::Exists(name) => Error::Conflict(format!("network with name {name} already exists")),
-        Refused::Name(_) | Refused::Gateway { .. } | Refused::PortZero | Refused::NoIpv6 { .. } => {
-            Error::Invalid(own)
-        }
+        Refused::Name(_)
+        | Refused::Gateway { .. }
+        | Refused::PortZero
+        | Refused::Loopback6
+        | Refused::NoIpv6 { .. } => Error::Invalid(own),
         Refused::Default => {
             Error::Forbidden(format!("{DEFAULT_NETWORK} is a pre-defined network and cannot be removed"))
         }

@@ -157,6 +157,10 @@ fn rules(facts: &Facts<'_>) -> Vec<Rule> {
             .filter_map(|endpoint| networks.networks.get(&endpoint.network).map(|n| (n, endpoint)))
     };
 
+    // The kernel lets nothing from ::1 out at another link: what asks there hears at once that nobody listens.
+    if networks.networks.values().any(|network| network.ipv6.is_some()) {
+        rules.push(rule(OUTPUT).match_daddr_v6(Ipv6Addr::LOCALHOST, 128).accept());
+    }
     for (_, endpoint) in published() {
         for port in &endpoint.published {
             for chain in [PREROUTING, OUTPUT] {
@@ -297,7 +301,6 @@ fn sources(network: &Network) -> Vec<Rule> {
                 .match_daddr_v6(ipv6.subnet.network(), ipv6.subnet.prefix())
                 .masquerade(),
         );
-        rules.push(to_own().match_saddr_v6(Ipv6Addr::LOCALHOST, 128).masquerade());
     }
     if !network.internal {
         let out = std::iter::once(from()).chain(from6());
@@ -386,7 +389,8 @@ mod tests {
             closed6: true,
         };
         let text: Vec<String> = rules(&facts).iter().map(|rule| rule.nft_syntax().unwrap()).collect();
-        let expected = r#"fib daddr type local meta nfproto ipv4 tcp dport 8080 dnat ip to 172.17.0.2:80
+        let expected = r#"ip6 daddr ::1 accept
+fib daddr type local meta nfproto ipv4 tcp dport 8080 dnat ip to 172.17.0.2:80
 fib daddr type local meta nfproto ipv4 tcp dport 8080 dnat ip to 172.17.0.2:80
 fib daddr type local meta nfproto ipv4 udp dport 1 dnat ip to 172.19.0.2:9
 fib daddr type local meta nfproto ipv6 udp dport 1 dnat ip6 to [fd00:1::2]:9
@@ -406,13 +410,11 @@ oifname "rib-b" ip saddr 127.0.0.0/8 masquerade
 ip saddr 172.19.0.0/16 oifname "rib-c" ct status dnat ip daddr 172.19.0.0/16 masquerade
 oifname "rib-c" ip saddr 127.0.0.0/8 masquerade
 ip6 saddr fd00:1::/64 oifname "rib-c" ct status dnat ip6 daddr fd00:1::/64 masquerade
-oifname "rib-c" ip6 saddr ::1 masquerade
 ip saddr 172.19.0.0/16 oifname != "rib-c" masquerade
 ip6 saddr fd00:1::/64 oifname != "rib-c" masquerade
 ip saddr 172.20.0.0/16 oifname "rib-d" ct status dnat ip daddr 172.20.0.0/16 masquerade
 oifname "rib-d" ip saddr 127.0.0.0/8 masquerade
 ip6 saddr fd00:2::/64 oifname "rib-d" ct status dnat ip6 daddr fd00:2::/64 masquerade
-oifname "rib-d" ip6 saddr ::1 masquerade
 ct state established,related accept
 oifname "rib-a" ct status dnat ip daddr 172.17.0.2 tcp dport 80 accept
 oifname "rib-c" ct status dnat ip daddr 172.19.0.2 udp dport 9 accept

@@ -134,6 +134,9 @@ pub enum Error {
     /// An internal network has no way in.
     #[error("network {0} is internal: ports of its containers cannot be published")]
     Internal(String),
+    /// A packet from `::1` leaves the host at no other link.
+    #[error("no port can be published at [::1], from where IPv6 leads nowhere else; publish it at 127.0.0.1")]
+    Loopback6,
     /// A container's port is never 0.
     #[error("port 0 of a container cannot be published")]
     PortZero,
@@ -600,7 +603,7 @@ impl Networks {
     ///
     /// # Errors
     /// [`Error::NotAttached`], [`Error::Internal`], [`Error::Published`], [`Error::HostPort`], [`Error::PortZero`],
-    /// [`Error::NoIpv6`], or what the kernel or the disk refused; then nothing of it stays.
+    /// [`Error::NoIpv6`], [`Error::Loopback6`], or what the kernel or the disk refused; then nothing of it stays.
     pub async fn publish(
         &self,
         container: &str,
@@ -618,6 +621,9 @@ impl Networks {
         for publish in wanted {
             if publish.container_port == 0 {
                 return Err(Error::PortZero);
+            }
+            if publish.host_address == Some(IpAddr::V6(Ipv6Addr::LOCALHOST)) {
+                return Err(Error::Loopback6);
             }
             if let (Some(IpAddr::V6(address)), false) = (publish.host_address, ipv6) {
                 return Err(Error::NoIpv6 { network: network.into(), address });
