@@ -173,7 +173,8 @@ fn volume(name: &str, to: String) -> Result<Mount, Error> {
     })
 }
 
-fn bind(source: &str, to: String) -> Mount {
+/// A path of the host.
+pub fn bind(source: &str, to: String) -> Mount {
     Mount {
         kind: MountKind::Bind,
         name: String::new(),

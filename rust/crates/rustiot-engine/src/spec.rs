@@ -12,9 +12,9 @@ use rustiot_docker_api::types::HostConfig;
 use serde_json::{Value, json};
 
 use crate::places::Places;
-use crate::record::{MountKind, Record};
-use crate::seccomp;
+use crate::record::{Mount, MountKind, Record};
 use crate::users::User;
+use crate::{create, seccomp};
 
 /// What a container may unless it is told otherwise: Docker's set.
 const DEFAULT: [&str; 14] = [
@@ -258,18 +258,12 @@ pub fn build(
         arguments.splice(0..0, ["/sbin/docker-init".to_owned(), "--".to_owned()]);
         mounts.push(bind(&init.to_string_lossy(), &place("/sbin/docker-init", None)?, &["ro"]));
     }
-    for name in ["hosts", "hostname", "resolv.conf"] {
-        let file = around.files.join(name);
-        if file.exists() && record.mounts.iter().all(|m| m.target != format!("/etc/{name}")) {
-            let options: &[&str] = if host.readonly_rootfs { &["ro"] } else { &[] };
-            // In many images /etc/resolv.conf is a link to what some service makes on a machine.
-            mounts.push(bind(&file.to_string_lossy(), &place(&format!("/etc/{name}"), None)?, options));
-        }
-    }
-    // Outer paths before inner ones.
-    let mut own: Vec<_> = record.mounts.iter().collect();
-    own.sort_by_key(|m| m.target.matches('/').count());
-    for mount in own {
+    let mut own = own_files(record, around);
+    own.extend(record.mounts.iter().cloned());
+    // Outer paths before inner ones: what the engine writes is seen in a volume at /etc, too. Not in one that is read-only,
+    // where no place can be made for it.
+    own.sort_by_key(|m| if m.target == "/etc" && m.read_only { 3 } else { m.target.matches('/').count() });
+    for mount in &own {
         let source = (mount.kind != MountKind::Tmpfs).then_some(Path::new(&mount.source));
         let place = place(&mount.target, source)?;
         mounts.retain(|m| m["destination"] != place.as_str());
@@ -350,6 +344,20 @@ pub fn build(
         }
     }
     Ok(spec)
+}
+
+/// The container's name, addresses and name servers.
+fn own_files(record: &Record, around: &Surroundings<'_>) -> Vec<Mount> {
+    let of = |name: &str| {
+        // In many images /etc/resolv.conf is a link to what some service makes on a machine.
+        let (file, target) = (around.files.join(name), format!("/etc/{name}"));
+        let wanted = file.exists() && record.mounts.iter().all(|m| m.target != target);
+        wanted.then(|| Mount {
+            read_only: record.host.readonly_rootfs,
+            ..create::bind(&file.to_string_lossy(), target)
+        })
+    };
+    ["hosts", "hostname", "resolv.conf"].into_iter().filter_map(of).collect()
 }
 
 fn bind(source: &str, target: &str, options: &[&str]) -> Value {
