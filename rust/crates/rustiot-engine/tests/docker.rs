@@ -1034,7 +1034,6 @@ fn containers_of_a_network_know_each_other_by_name_and_others_do_not() {
             "Pool overlaps with other one on this address space",
         ),
         (&["network", "create", "-d", "macvlan", "x"], "is not supported by this engine"),
-        (&["network", "create", "--ipv6", "x"], "make it without --ipv6"),
         (&["network", "inspect", "nope"], "network nope not found"),
         (&["network", "connect", "host", "renamed"], "connected to host network"),
         (&["run", "--rm", "--network", "nope", "box:1", "true"], "network nope not found"),
@@ -1053,6 +1052,76 @@ fn containers_of_a_network_know_each_other_by_name_and_others_do_not() {
     assert!(pruned.contains("unused") && !pruned.contains("other") && !pruned.contains("shop"), "{pruned}");
     device.ok(&["rm", "-f", "renamed", "kept"]);
     device.ok(&["network", "rm", "shop", "other"]);
+    assert_eq!(device.links().len(), 1, "{:?}", device.links());
+}
+
+#[test]
+fn a_network_that_asks_for_ipv6_has_both_and_another_one_has_none() {
+    let Some(device) = Device::start() else { return };
+    device.ok(&[
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "10.78.0.0/24",
+        "--subnet",
+        "fd00:78::/64",
+        "six",
+    ]);
+    device.ok(&["network", "create", "--ipv6", "chosen"]);
+    let chosen = device.ok(&[
+        "network",
+        "inspect",
+        "-f",
+        "{{.EnableIPv6}} {{range .IPAM.Config}}{{.Subnet}} {{end}}",
+        "chosen",
+    ]);
+    assert!(chosen.starts_with("true ") && chosen.contains("::/64"), "{chosen}");
+    let place = ["--network", "six", "--ip6", "fd00:78::9", "-p", "8080:9000"];
+    let web = ["box:1", "httpd", "-f", "-p", "[::]:9000", "-h", "/www"];
+    device.ok(&[&["run", "-d", "--name", "db", "--hostname", "db"][..], &place, &web].concat());
+    let field = |field: &str| device.inspect(&format!(".NetworkSettings.Networks.six.{field}"), "db");
+    assert_eq!(field("GlobalIPv6Address"), "fd00:78::9");
+    assert_eq!(field("GlobalIPv6PrefixLen"), "64");
+    assert_eq!(field("IPv6Gateway"), "fd00:78::1");
+
+    let says = |network: &str, script: &str| {
+        let output = device.docker(&["run", "--rm", "--network", network, "box:1", "sh", "-c", script], b"");
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let ask = "timeout 3 ask fd00:78::9 9000 /cgi-bin/who; exit $?";
+    until("it answers by IPv6", || says("six", ask).is_some());
+    let told = says("six", ask).unwrap();
+    assert!(told.contains("db saw") && told.contains("fd00:78::"), "{told}");
+    for name in ["db", "db.six"] {
+        let found = says("six", &format!("nslookup -type=aaaa {name}")).unwrap_or_default();
+        assert!(found.contains("fd00:78::9"), "{name}: {found}");
+    }
+    for network in ["chosen", "bridge"] {
+        assert_eq!(says(network, ask), None, "{network}");
+    }
+    let none = says("bridge", "cat /proc/net/if_inet6").unwrap();
+    assert!(none.lines().all(|line| line.ends_with(" lo")), "{none}");
+    assert!(device.ok(&["port", "db"]).contains("[::]:8080"), "{}", device.ok(&["port", "db"]));
+
+    let (code, said) = device.fails(&[
+        "run",
+        "-d",
+        "--name",
+        "own",
+        "--network",
+        "six",
+        "-p",
+        "[::1]:8081:9000",
+        "box:1",
+        "true",
+    ]);
+    assert!(code == 125 && said.contains("publish it at 127.0.0.1"), "{said}");
+    let (_, said) =
+        device.fails(&["run", "--rm", "--network", "chosen", "--ip6", "fd00:78::8", "box:1", "true"]);
+    assert!(said.contains("fd00:78::8"), "{said}");
+    device.ok(&["rm", "-f", "db", "own"]);
+    device.ok(&["network", "rm", "six", "chosen"]);
     assert_eq!(device.links().len(), 1, "{:?}", device.links());
 }
 
