@@ -241,9 +241,12 @@ fn what_nobody_signed_comes_by_no_stick_and_no_push(ctx: &mut Ctx) -> Result<()>
     let hash = format!("head -c 64M /dev/disk/by-partlabel/root-{slot} | sha256sum");
     let before = machine.sh(&hash)?;
     plug(&machine, &stick, None)?;
-    machine.wait_until("that the stick is refused", HEALTHY, &mut |machine| {
-        Ok(machine.run("rustiot update why", COMMAND)?.stdout.contains("untrusted"))
-    })?;
+    let mut said = String::new();
+    let refused = machine.wait_until("that the stick is refused", HEALTHY, &mut |machine| {
+        said = machine.run("rustiot update status --json; rustiot update why --json", COMMAND)?.stdout;
+        Ok(said.contains("\"untrusted\""))
+    });
+    refused.with_context(|| format!("the device says {said}"))?;
     wait_unmounted(&machine)?;
     let (report, output) = push(ctx, &machine, &[B.version])?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

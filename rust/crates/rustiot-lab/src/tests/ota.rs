@@ -129,11 +129,8 @@ fn on_its_battery_a_device_waits_with_the_install(ctx: &mut Ctx) -> Result<()> {
     let before = machine.wait_healthy()?;
     machine.wait_settled()?;
     let on_battery = |machine: &Machine| -> Result<bool> {
-        let status = json(machine, "rustiot update status")?;
-        status
-            .pointer("/policy/on_battery")
-            .and_then(Value::as_bool)
-            .with_context(|| format!("no power: {status}"))
+        let policy = json(machine, "rustiot update policy")?;
+        policy.get("on_battery").and_then(Value::as_bool).with_context(|| format!("no power: {policy}"))
     };
     ensure!(!on_battery(&machine)?, "on its battery from the beginning");
     battery::unplug(&machine, true)?;
