@@ -45,6 +45,8 @@ pub enum Error {
     Usage(String),
     /// Not allowed in this phase.
     NotNow(String),
+    /// What it was asked for is damaged, or signed by nobody whom this device trusts.
+    Untrusted(String),
     /// Another transaction is under way.
     Busy(String),
     /// It was tried and failed.
@@ -55,8 +57,11 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let mut text = failure.message.clone();
         for cause in &failure.chain {
-            text.push_str(": ");
-            text.push_str(cause);
+            // Many errors' own words end with their source's.
+            if !text.ends_with(cause.as_str()) {
+                text.push_str(": ");
+                text.push_str(cause);
+            }
         }
         if let Some(hint) = &failure.hint {
             text.push_str("\nhint: ");
@@ -64,8 +69,9 @@ impl From<Failure> for Error {
         }
         match failure.kind.exit_code() {
             2 => Self::Usage(text),
-            3 | 5 => Self::NotNow(text),
+            3 => Self::NotNow(text),
             4 => Self::Busy(text),
+            5 => Self::Untrusted(text),
             _ => Self::Failed(text),
         }
     }
@@ -78,6 +84,7 @@ impl Error {
         let (kind, text) = match self {
             Self::Usage(text) => (Kind::Usage, text),
             Self::NotNow(text) => (Kind::NotNow, text),
+            Self::Untrusted(text) => (Kind::Untrusted, text),
             Self::Busy(text) => (Kind::Busy, text),
             Self::Failed(text) => (Kind::Installer, text),
             Self::Bus(zbus::Error::MethodError(name, ..)) if name.as_str() == DENIED => {

@@ -241,3 +241,15 @@ fn why_and_history_are_json() {
     assert_eq!((value["kind"].as_str(), value["at"].as_u64()), (Some("signature"), Some(3)));
     assert_eq!(serde_json::from_value::<crate::status::Why>(value).unwrap(), why);
 }
+
+#[test]
+fn a_refusal_keeps_its_exit_code_over_the_bus_and_says_nothing_twice() {
+    for kind in [Kind::Usage, Kind::NotNow, Kind::Busy, Kind::Untrusted, Kind::Signature, Kind::Unreachable] {
+        let back = Error::from(Failure::new(kind, "why").hint("what to do")).into_failure();
+        assert_eq!(back.kind.exit_code(), kind.exit_code(), "{kind:?}");
+        assert_eq!((back.message.as_str(), back.hint.as_deref()), ("why", Some("what to do")));
+    }
+    let mut failure = Failure::new(Kind::Untrusted, "a: b");
+    failure.chain = vec!["a: b".into(), "b".into(), "c".into()];
+    assert_eq!(Error::from(failure).into_failure().message, "a: b: c");
+}
