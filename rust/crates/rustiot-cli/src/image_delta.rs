@@ -78,7 +78,7 @@ fn lines(image: &Published, out: &Path) -> Vec<String> {
         image.subject
     )];
     if image.same > 0 {
-        lines.push(format!("  {} layers are in both", image.same));
+        lines.push(format!("  in both images: {} of its layers", image.same));
     }
     lines.extend(
         image.layers.iter().map(|layer| format!("  layer {}: {}", layer.diff_id.short(), became(layer))),
