@@ -231,7 +231,20 @@ impl Answering<'_> {
     }
 
     fn refuse(&self, rcode: Rcode) -> Reply {
-        Reply::Answer(self.start(rcode).finish())
+        if self.query.sole_question().is_ok() {
+            return Reply::Answer(self.start(rcode).finish());
+        }
+        // Several questions are not repeated: their names are written out in full, which is longer than what was asked.
+        let asked = self.query.header();
+        let mut builder = MessageBuilder::new_vec();
+        let header = builder.header_mut();
+        header.set_id(asked.id());
+        header.set_qr(true);
+        header.set_opcode(asked.opcode());
+        header.set_rd(asked.rd());
+        header.set_ra(true);
+        header.set_rcode(rcode);
+        Reply::Answer(builder.finish())
     }
 
     fn addresses(&self, kind: Rtype, named: &[&Endpoint]) -> Reply {
