@@ -365,6 +365,24 @@ mod tests {
         builder.finish()
     }
 
+    #[test]
+    fn several_questions_at_once_are_refused_in_few_bytes() {
+        let mut builder = MessageBuilder::new_vec().question();
+        builder.header_mut().set_id(8);
+        let long = format!("{}.example", vec!["a".repeat(60); 3].join("."));
+        for _ in 0..20 {
+            builder.push((long.parse::<Name<Vec<u8>>>().unwrap(), Rtype::A)).unwrap();
+        }
+        let asked = builder.finish();
+        let from = IpAddr::from([172, 17, 0, 2]);
+        let Reply::Answer(answer) = reply(&view(), DEFAULT_NETWORK, from, &asked, false) else {
+            panic!("no answer")
+        };
+        assert_eq!(answer.len(), 12, "the header alone");
+        let header = Message::from_octets(answer).unwrap().header();
+        assert!(header.qr() && header.id() == 8 && header.rcode() == Rcode::FORMERR, "{header:?}");
+    }
+
     /// What is answered: the code and the addresses, or where the question goes.
     fn ask(
         network: &str,
