@@ -100,6 +100,17 @@ pub struct Snapshot {
     dir: PathBuf,
 }
 
+impl Spec {
+    /// One more disk, the raw image `path`, which the guest finds as `/dev/disk/by-id/virtio-NAME`. `fixed`: it cannot be
+    /// written to. The path must be one that QEMU sees too.
+    pub fn add_disk(&mut self, name: &str, path: &Path, fixed: bool) {
+        let file = json!({"driver": "file", "filename": path, "read-only": fixed});
+        let node = json!({"driver": "raw", "node-name": name, "read-only": fixed, "file": file});
+        self.args.extend(["-blockdev".into(), node.to_string()]);
+        self.devices.push(format!("virtio-blk-pci,drive={name},serial={name}"));
+    }
+}
+
 impl Off {
     /// A new machine that has never run. `dir` takes its logs, sockets and firmware variables.
     pub fn new(spec: Spec, disk: Disk, dir: Scratch) -> Result<Self> {

@@ -651,8 +651,8 @@ fn text(seen: &[Seen; 3], targets: &[Target], args: &args::BenchContainers, plac
         "no network of containers"
     };
     let notes = [format!(
-        "Debian's packages in one root with our programs, data on one ext4; {place}; {networks}. Times: median of {} rounds ({} for pulls), least and most, times \
-         ours; the engines took turns. RustIoT and Docker Engine are driven by the same stock client, podman has none. \
+        "Debian's packages in one root with our programs, data on one ext4; {place}; {networks}. Times: median of {} \
+         rounds ({} for pulls), least and most, times ours; the engines took turns. RustIoT and Docker Engine are driven by the same stock client, podman has none. \
          50 layers: half a megabyte each; the large image: {} MB; both compress to about half, come from \
          docker-registry beside them, and the pull ends with `sync -f` of the medium. On disk: ours is what the device's \
          binary grew by ({} MB without) and the shim; others are Debian's packages without Docker's client, with what \
@@ -679,6 +679,15 @@ mod tests {
         assert_eq!(names(&["a"]), ["a", "b", "base", "d", "y"]);
         assert_eq!(all.essential, ["base"]);
         assert_eq!(names(&["none"]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn ours_has_the_environment_of_its_unit() {
+        let unit = include_str!("../../../../conf/rootfs/usr/lib/systemd/system/rustiot-engine.service");
+        let set: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("Environment=")).collect();
+        assert!(!set.is_empty());
+        let start = Engine::Ours.start(false).unwrap();
+        assert!(set.iter().all(|set| start.contains(&format!("{set} "))), "{set:?} in {start}");
     }
 
     #[test]

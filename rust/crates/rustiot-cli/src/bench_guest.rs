@@ -6,7 +6,6 @@
 use anyhow::{Context as _, Result, ensure};
 use rustiot_image::{Context, Plain};
 use rustiot_lab::{Device as _, Fixtures, HEALTHY, Lab};
-use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use testbed::{Disk, Machine, Off, ssh_options};
 const BOARD: &str = "qemux86-64";
 /// Room for Docker Engine while it unpacks, and for all three at once, MiB.
 const MEMORY: u32 = 3072;
+const CPUS: u32 = 2;
 /// How long the connection may take to be there, emulated.
 const CONNECTED: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -61,13 +61,9 @@ impl Guest {
         let dir = lab.scratch("bench")?;
         let disk = Disk::overlay(&lab.tools(), &base, &dir.file("disk.qcow2"), Some(fixtures.medium()))?;
         let mut spec = lab.spec(&board)?;
-        (spec.memory_mib, spec.cpus) = (MEMORY, 2);
-        for (name, path) in [("engines", &*engines), ("medium", medium)] {
-            let file = json!({"driver": "file", "filename": path});
-            let node = json!({"driver": "raw", "node-name": name, "file": file});
-            spec.args.extend(["-blockdev".into(), node.to_string()]);
-            spec.devices.push(format!("virtio-blk-pci,drive={name},serial={name}"));
-        }
+        (spec.memory_mib, spec.cpus) = (MEMORY, CPUS);
+        spec.add_disk("engines", &engines, false);
+        spec.add_disk("medium", medium, false);
         eprintln!("  … the machine");
         let machine = Off::new(spec, disk, dir)?.power_on()?;
         machine.wait_healthy()?;
@@ -112,9 +108,8 @@ impl Guest {
 
     /// What it is, for the page.
     pub(crate) fn described(&self) -> String {
-        let spec = &self.machine;
-        let kernel = spec.sh("uname -r").unwrap_or_default();
-        format!("RustIoT OS on {BOARD} in QEMU, 2 processors, {MEMORY} MiB, Linux {kernel}")
+        let kernel = self.machine.sh("uname -r").unwrap_or_default();
+        format!("RustIoT OS on {BOARD} in QEMU, {CPUS} processors, {MEMORY} MiB, Linux {kernel}")
     }
 }
 

@@ -12,7 +12,6 @@ use rustiot_board::Board;
 use rustiot_image::keys::Signer;
 use rustiot_image::{Context, Plain};
 use rustiot_lab::{Device as _, Fixtures, Lab};
-use serde_json::json;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -168,15 +167,9 @@ impl Rauc {
         let path = dir.file("disk.qcow2");
         let disk = Disk::overlay(&lab.tools(), &base, &path, Some(self.fixtures.medium()))?;
         let mut spec = lab.spec(&self.board)?;
-        let names = (0..).map(|at| format!("slot{at}"));
-        let disks = [("old".to_owned(), old, true)].into_iter();
-        for (name, path, fixed) in
-            disks.chain(names.zip(slots).map(|(name, path)| (name, path.as_path(), false)))
-        {
-            let file = json!({"driver": "file", "filename": path, "read-only": fixed});
-            let node = json!({"driver": "raw", "node-name": name, "read-only": fixed, "file": file});
-            spec.args.extend(["-blockdev".into(), node.to_string()]);
-            spec.devices.push(format!("virtio-blk-pci,drive={name},serial={name}"));
+        spec.add_disk("old", old, true);
+        for (at, slot) in slots.iter().enumerate() {
+            spec.add_disk(&format!("slot{at}"), slot, false);
         }
         let machine = Off::new(spec, disk, dir)?.power_on()?;
         machine.wait_healthy()?;

@@ -727,8 +727,8 @@ fn keys_reach_what_is_in_front_and_a_terminal_is_left_and_entered_again() {
 #[test]
 fn an_init_reaps_hands_signals_on_and_passes_the_exit_code() {
     let Some(device) = Device::start() else { return };
-    // What is left by a parent that ended goes to the first process; `sleep` never asks for it.
-    // It ends only when that is asleep: the shell before it would ask.
+    // What is left by a parent that ended goes to the first process; `sleep` never asks for it. It ends only when that is
+    // asleep: the shell before it would ask.
     let orphan = "(sh -c 'until [ -e /go ]; do sleep 0.05; done' &); echo begun; exec sleep 1000";
     for (name, init) in [("with", &["--init"][..]), ("without", &[])] {
         let run = [&["run", "-d", "--network", "none", "--name", name][..], init].concat();
@@ -738,12 +738,17 @@ fn an_init_reaps_hands_signals_on_and_passes_the_exit_code() {
         let all = device.ok(&["exec", name, "sh", "-c", "cat /proc/[0-9]*/stat"]);
         all.lines().filter(|line| line.contains(") Z ")).count()
     };
-    for name in ["with", "without"] {
+    let programs = |name: &str| {
         let named = "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline; echo; done";
-        until("it sleeps", || {
-            device.ok(&["exec", name, "sh", "-c", named]).lines().any(|line| line.trim_end() == "sleep 1000")
-        });
+        device.ok(&["exec", name, "sh", "-c", named])
+    };
+    for name in ["with", "without"] {
+        until("it sleeps", || programs(name).lines().any(|line| line.trim_end() == "sleep 1000"));
+        let waits = || programs(name).lines().any(|line| line.starts_with("sh -c until "));
+        assert!(waits(), "the orphan has ended before its time");
         device.ok(&["exec", name, "touch", "/go"]);
+        // A dead one that nobody reaped has no words any more.
+        until("the orphan ends", || !waits());
     }
     until("an orphan is left dead where nobody reaps", || zombies("without") == 1);
     until("it is reaped", || device.ok(&["logs", "with"]) == "begun\n" && zombies("with") == 0);

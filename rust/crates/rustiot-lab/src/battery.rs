@@ -38,7 +38,7 @@ pub(crate) fn unplug(machine: &Machine, unplugged: bool) -> Result<()> {
 
 /// ACPI 6.5: 10.2.2 (control method batteries), 10.3.1 (power source objects).
 fn table() -> Sdt {
-    let (switch, on) = (Path::new("SWCH"), Path::new("SWCH"));
+    let switch = Path::new("SWCH");
     let port = OpRegion::new(Path::new("PORT"), OpRegionSpace::SystemIO, &SWITCH, &ONE);
     let field = Field::new(
         Path::new("PORT"),
@@ -66,7 +66,7 @@ fn table() -> Sdt {
     let gives = Package::new(vec![&discharging, &rate, &half, &volts]);
     let takes = Package::new(vec![&charging, &rate, &half, &volts]);
     let (gives, takes) = (Return::new(&gives), Return::new(&takes));
-    let unplugged = Equal::new(&on, &ONE);
+    let unplugged = Equal::new(&switch, &ONE);
     let unplugged = If::new(&unplugged, vec![&gives]);
     let hardware = EISAName::new("PNP0C0A");
     let battery_id = Name::new(Path::new("_HID"), &hardware);
