@@ -56,16 +56,21 @@ pub fn run(args: &ImageDelta) -> Done {
     }
     match published.iter().any(|image| image.artifact.is_some()) {
         true => Ok(()),
-        false => Err(Fail::refused(why_nothing(&published))),
+        false => Err(Fail::refused(why_nothing(&published, &args.out))),
     }
 }
 
-/// Why there is nothing to copy.
-fn why_nothing(published: &[Published]) -> &'static str {
-    match published.iter().all(|image| image.layers.is_empty()) {
-        true => "nothing to publish: the old image has every layer of the new one",
-        false => "nothing to publish: no delta is smaller than its layer, so devices fetch the layers",
-    }
+/// Why there is nothing to copy, and what became of the layout.
+fn why_nothing(published: &[Published], out: &Path) -> String {
+    let why = match published.iter().all(|image| image.layers.is_empty()) {
+        true => "the old image has every layer of the new one",
+        false => "no delta is smaller than its layer, so devices fetch the layers",
+    };
+    let left = match out.join("index.json").exists() {
+        true => "offers what it offered before",
+        false => "was not made into a layout",
+    };
+    format!("nothing to publish: {why}; {} {left}", out.display())
 }
 
 /// What became of an image, in lines.

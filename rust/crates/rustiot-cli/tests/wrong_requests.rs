@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
+use rustiot_images::Digest;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -237,4 +238,29 @@ fn images_that_are_none_are_named_and_nothing_is_made() {
     let strange = [&delta(odd, odd)[..], &["--platform", "toaster"]].concat();
     clone.refused(&strange, 2, &["toaster", "linux/arm64"]);
     assert!(!out.exists());
+}
+
+#[test]
+fn an_image_without_a_new_layer_makes_no_layout() {
+    let clone = Clone::new();
+    let (config, layer) =
+        (br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["D"]}}"#, [0; 1024]);
+    let digest = |bytes: &[u8]| Digest::of(bytes);
+    let config = String::from_utf8_lossy(config).replace("\"D\"", &format!("\"{}\"", digest(&layer)));
+    let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "size": config.len(),
+            "digest": digest(config.as_bytes())},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "size": layer.len(), "digest": digest(&layer)}]});
+    // As `skopeo copy … dir:image` leaves it.
+    let image = clone.path("image");
+    fs::create_dir(&image).unwrap();
+    fs::write(image.join("manifest.json"), manifest.to_string()).unwrap();
+    fs::write(image.join("version"), "Directory Transport Version: 1.1\n").unwrap();
+    for bytes in [config.as_bytes(), &layer] {
+        fs::write(image.join(digest(bytes).hex()), bytes).unwrap();
+    }
+    let (image, out) = (image.to_str().unwrap(), clone.path("new/deltas"));
+    let words = ["nothing to publish", "has every layer", "was not made into a layout"];
+    clone.refused(&["image-delta", image, image, "--out", out.to_str().unwrap()], 3, &words);
+    assert!(!clone.path("new").exists());
 }

@@ -308,7 +308,85 @@ fn what_is_the_same_or_has_nothing_in_common_is_not_published() {
     let foreign = made(&versions.dir("1"), &versions.dir("foreign"), &out);
     assert_eq!(foreign.artifact, None);
     assert!(foreign.layers.iter().all(|layer| !layer.offered));
-    assert!(!out.join("index.json").exists());
+    assert!(!out.exists());
+
+    // Nor is anything left of the way there, and nothing more of what was there before.
+    made(&versions.dir("1"), &versions.dir("foreign"), &out.join("deep/down"));
+    assert!(!out.exists());
+    std::fs::create_dir_all(out.join("there")).unwrap();
+    made(&versions.dir("1"), &versions.dir("foreign"), &out.join("there/down"));
+    made(&versions.dir("1"), &versions.dir("foreign"), &out.join("there"));
+    assert!(out.join("there").is_dir() && std::fs::read_dir(out.join("there")).unwrap().next().is_none());
+    let full = versions.path("full");
+    made(&versions.dir("1"), &versions.dir("2"), &full);
+    let before = files(&full);
+    made(&versions.dir("1"), &versions.dir("foreign"), &full);
+    assert_eq!(files(&full), before);
+}
+
+#[test]
+fn what_was_made_here_and_is_replaced_does_not_stay() {
+    let versions = Versions::new();
+    let (out, new) = (versions.path("out"), versions.dir("3"));
+    let first = made(&versions.dir("1"), &new, &out);
+    let other = made(&versions.dir("1"), &versions.dir("2"), &out);
+    let good = files(&out);
+    let put = |bytes: &[u8]| {
+        let digest = Digest::of(bytes);
+        std::fs::write(out.join("blobs/sha256").join(digest.hex()), bytes).unwrap();
+        digest
+    };
+    // As an older version of this tool might have made it, with deltas in more bytes; and what a run left that was cut off.
+    let artifact = first.artifact.unwrap();
+    let mut older: Value = serde_json::from_slice(&blob(&out, &artifact.to_string())).unwrap();
+    let delta = put(b"RDELTA\r\x01 a longer one");
+    older["layers"][0]["digest"] = json!(delta);
+    let older = older.to_string();
+    let older_digest = put(older.as_bytes());
+    let torn = put(b"RDELTA\r\x02 of a run that was cut off");
+    let mut entries = list(&out, &first.tag);
+    entries[0]["digest"] = json!(older_digest);
+    entries[0]["size"] = json!(older.len());
+    let signature = json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "artifactType": "application/x.signature",
+        "config": {"mediaType": "x/y", "digest": put(b"named"), "size": 5}, "layers": []});
+    let signature = signature.to_string();
+    entries.push(json!({"mediaType": media::OCI_MANIFEST, "digest": put(signature.as_bytes()), "size": signature.len()}));
+    let list = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries}).to_string();
+    let mut index: Value = serde_json::from_slice(&good[&out.join("index.json")]).unwrap();
+    let at = |index: &Value| {
+        let named = index["manifests"].as_array().unwrap();
+        named.iter().position(|e| e["annotations"]["org.opencontainers.image.ref.name"] == first.tag).unwrap()
+    };
+    let (place, replaced) =
+        (at(&index), index["manifests"][at(&index)]["digest"].as_str().unwrap().to_owned());
+    index["manifests"][place]["digest"] = json!(put(list.as_bytes()));
+    index["manifests"][place]["size"] = json!(list.len());
+    std::fs::write(out.join("index.json"), index.to_string()).unwrap();
+    // The other one's deltas are in use, and what somebody else put there is not ours to judge.
+    let foreign = put(b"whose is this?");
+
+    let again = made(&versions.dir("1"), &new, &out);
+    assert_eq!((again.artifact, again.changed, again.kept), (first.artifact, true, 1));
+    let there = |digest: &Digest| out.join("blobs/sha256").join(digest.hex()).exists();
+    for (gone, what) in [(delta, "its delta"), (older_digest, "the artifact"), (torn, "the torn run's delta")]
+    {
+        assert!(!there(&gone), "{what} is still there");
+    }
+    for stays in [foreign, Digest::of(b"named"), Digest::of(signature.as_bytes())] {
+        assert!(there(&stays), "{stays}");
+    }
+    let now = files(&out);
+    let name = replaced.strip_prefix("sha256:").unwrap();
+    let used = good.iter().filter(|(path, _)| !path.ends_with("index.json") && !path.ends_with(name));
+    used.for_each(|(path, bytes)| assert_eq!(now.get(path), Some(bytes), "{path:?}"));
+    assert!(!made(&versions.dir("1"), &versions.dir("2"), &out).changed, "{}", other.tag);
+    assert_eq!(files(&out), now);
+
+    // What a list names that cannot be read is not known: nothing goes.
+    std::fs::remove_file(out.join("blobs/sha256").join(Digest::of(signature.as_bytes()).hex())).unwrap();
+    put(b"RDELTA\r\x02 of a run that was cut off");
+    assert!(!made(&versions.dir("1"), &versions.dir("2"), &out).changed);
+    assert!(there(&torn));
 }
 
 #[test]
@@ -400,7 +478,7 @@ fn what_cannot_be_right_is_refused() {
         let error = refused(&odd, &new, None);
         assert!(matches!(error, PublishError::Damaged { .. } | PublishError::Layer { .. }), "{error}");
     }
-    assert!(!out.join("index.json").exists(), "nothing was published");
+    assert!(!out.exists(), "nothing was published");
 }
 
 #[test]

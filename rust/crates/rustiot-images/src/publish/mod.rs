@@ -203,6 +203,8 @@ pub struct Delta {
 /// Makes deltas from one version of an image to another and puts them into an OCI layout, beside what is there.
 /// `progress` gets what is done and a share of it, 0 to 1.
 ///
+/// Where nothing is offered, no layout is made.
+///
 /// # Errors
 /// [`PublishError`]. The layout then offers what it offered before, or more.
 pub fn publish(
@@ -211,11 +213,10 @@ pub fn publish(
 ) -> Result<Vec<Published>, PublishError> {
     let pairs = pairs(request)?;
     let mut out = Layout::open(request.out)?;
-    let mut published = Vec::new();
-    for (old, new, exact) in &pairs {
-        published.push(one(request, old, new, exact, &mut out, progress)?);
-    }
-    Ok(published)
+    let all = pairs.iter().map(|(old, new, exact)| one(request, old, new, exact, &mut out, progress));
+    let published = all.collect();
+    out.tidy();
+    published
 }
 
 /// Images of both sides that belong together, and the manifests of the new ones.
