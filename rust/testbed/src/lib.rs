@@ -20,6 +20,7 @@ mod gdb;
 mod host;
 mod machine;
 mod qmp;
+pub mod relay;
 mod sys;
 pub mod writelog;
 

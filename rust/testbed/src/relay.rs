@@ -1,7 +1,8 @@
-//! A link between devices and a web server, for benches: it counts every byte both ways, is as slow as it is told, and
-//! can be cut. Never changes what goes through. Called by `bench herd`, `bench resume` and `bench delta --rauc`.
+//! A link between devices and a web server or registry: it counts every byte both ways, is as slow as it is told, and can
+//! be cut. Never changes what goes through. Called by `bench herd`, `bench resume` and `bench delta --rauc`, and by the
+//! lab's registry.
 
-use anyhow::{Context as _, Result, ensure};
+use crate::{Error, Result};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,12 +42,12 @@ impl Relay {
     /// # Errors
     /// It cannot listen.
     pub async fn new(server: SocketAddr, rate: Option<u64>) -> Result<Relay> {
-        let socket = TcpSocket::new_v4().context("no socket")?;
-        socket.set_send_buffer_size(BUFFER).context("cannot set a buffer")?;
-        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).context("cannot listen")?;
-        let listener = socket.listen(1024).context("cannot listen")?;
-        let address = listener.local_addr().context("no address")?;
-        ensure!(address != server, "the relay would pass on to itself");
+        let failed = || Error::io("listen for", server.to_string());
+        let socket = TcpSocket::new_v4().map_err(failed())?;
+        socket.set_send_buffer_size(BUFFER).map_err(failed())?;
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).map_err(failed())?;
+        let listener = socket.listen(1024).map_err(failed())?;
+        let address = listener.local_addr().map_err(failed())?;
         let relay = Relay { address, counted: Arc::default(), state: watch::Sender::new(State::Up) };
         tokio::spawn(accept(listener, server, rate, relay.clone()));
         Ok(relay)
@@ -69,6 +70,7 @@ impl Relay {
 }
 
 /// The link, in a thread of its own, for those that have no runtime.
+#[derive(Debug)]
 pub struct Link {
     relay: Relay,
     stop: Option<oneshot::Sender<()>>,
@@ -81,7 +83,8 @@ impl Link {
     /// # Errors
     /// It cannot listen.
     pub fn new(server: SocketAddr, rate: Option<u64>) -> Result<Link> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(Error::io("set up a link to", server.to_string()))?;
         let relay = runtime.block_on(Relay::new(server, rate))?;
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || drop(runtime.block_on(stopped)));

@@ -7,7 +7,6 @@ use crate::args;
 use crate::bench::{Target, aligned, put, row, told};
 use crate::bench_delta::machine;
 use crate::fail::Done;
-use crate::relay::Relay;
 use crate::tls::Tls;
 use anyhow::{Context as _, Result};
 use rustiot_http::{Http, Trust, Url};
@@ -26,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use testbed::FileServer;
+use testbed::relay::Relay;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 

@@ -6,7 +6,6 @@
 //! update service are stopped; what runs is the same `rauc` of Debian with a configuration of this file and debug output.
 //! Never touches the machine's own slots. Called by `bench_delta`.
 
-use crate::relay::Link;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_board::Board;
 use rustiot_image::keys::Signer;
@@ -17,6 +16,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
+use testbed::relay::Link;
 use testbed::{Disk, FileServer, Machine, Off};
 
 /// What the names of all of these ways begin with.

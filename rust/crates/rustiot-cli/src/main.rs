@@ -20,7 +20,6 @@ mod image_delta;
 mod machines;
 mod power_cut;
 mod push_os;
-mod relay;
 mod repo;
 mod run;
 mod serve;

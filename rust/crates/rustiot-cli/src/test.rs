@@ -5,9 +5,11 @@ use crate::args;
 use crate::checks;
 use crate::fail::{Done, Fail, Why};
 use anyhow::{Context as _, Result, anyhow};
-use rustiot_image::{Context, Plain, Programs, Silent, Toolbox};
+use rustiot_image::{Context, Plain, Programs, Silent, Toolbox, registry_tools};
 use rustiot_lab::{Fixtures, Lab, Outcome, Report, tests};
+use rustiot_scratch::Scratch;
 use serde_json::json;
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -235,7 +237,26 @@ fn code(context: &Context, quick: bool, tally: &mut Tally) -> Result<()> {
     let layer = tool(repo, "python3", &["--version"], &["scripts/check-yocto"]);
     tally.one("Yocto layer, boards and kas files (scripts/check-yocto)", layer, began);
     tally.heading("unit and property tests (cargo test)");
-    unit_tests(&rust, tally)
+    unit_tests(context, tally)
+}
+
+/// Programs of others that unit tests talk to: Debian's registry and a client of it.
+const REGISTRY: [&str; 2] = ["docker-registry", "skopeo"];
+
+/// A directory for `PATH` with [`REGISTRY`], out of the cache, so that nothing has to be installed here. Debian's package
+/// would start a registry on this machine.
+fn registry(context: &Context) -> Result<Scratch> {
+    let toolbox = Toolbox::ensure(context, &Silent)?.with_path(&std::env::temp_dir());
+    let dir = Scratch::new(&std::env::temp_dir(), "rustiot-registry")?;
+    registry_tools(context, &toolbox, &Silent)?.scripts(dir.path(), &REGISTRY)?;
+    Ok(dir)
+}
+
+/// `dir` in front of what is in `PATH`.
+fn path_with(dir: &Path) -> Result<OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = std::iter::once(dir.to_owned()).chain(std::env::split_paths(&path));
+    std::env::join_paths(all).context("the path of temporary files has a colon")
 }
 
 /// Where cargo builds for us. Under sudo it is a place of root's own, so that the person's own
@@ -361,7 +382,16 @@ fn none(problems: Vec<String>) -> Result<Verdict> {
 }
 
 /// Runs cargo's tests and counts each; only what fails or is skipped is shown.
-fn unit_tests(rust: &Path, tally: &mut Tally) -> Result<()> {
+fn unit_tests(context: &Context, tally: &mut Tally) -> Result<()> {
+    let rust = context.repo().join("rust");
+    // Where they cannot be had, the tests that want them say so and are counted as skipped.
+    let registry = registry(context).and_then(|dir| Ok((path_with(dir.path())?, dir)));
+    if let Err(why) = &registry {
+        tally.say(&format!(
+            "        no registry for the tests: {}",
+            why.to_string().lines().next().unwrap_or("?")
+        ));
+    }
     let mut cargo = Command::new("cargo");
     cargo.args([
         "test",
@@ -372,7 +402,10 @@ fn unit_tests(rust: &Path, tally: &mut Tally) -> Result<()> {
         "--format=pretty",
         "--show-output",
     ]);
-    cargo.args(["--skip", SHIPPED]).env("CARGO_TARGET_DIR", target(rust)).current_dir(rust);
+    cargo.args(["--skip", SHIPPED]).env("CARGO_TARGET_DIR", target(&rust)).current_dir(&rust);
+    if let Ok((path, _dir)) = &registry {
+        cargo.env("PATH", path);
+    }
     let began = Instant::now();
     let mut child =
         cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot run cargo test")?;
@@ -491,6 +524,17 @@ mod unit {
     #[test]
     fn the_last_line_is_the_plain_one() {
         assert_eq!(Count { passed: 3, failed: 0, skipped: 1 }.line(), "3 passed, 0 failed, 1 skipped");
+    }
+
+    #[test]
+    fn what_is_put_in_front_of_the_path_is_found_first() {
+        let path = path_with(Path::new("/first")).unwrap();
+        assert_eq!(std::env::split_paths(&path).next().unwrap(), Path::new("/first"));
+        assert_eq!(
+            std::env::split_paths(&path).count(),
+            std::env::split_paths(&std::env::var_os("PATH").unwrap()).count() + 1
+        );
+        assert!(path_with(Path::new("/a:b")).is_err());
     }
 
     #[test]

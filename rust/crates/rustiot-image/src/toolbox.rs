@@ -10,8 +10,10 @@ use crate::error::{At, Error, refused};
 use crate::packages::Packages;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -139,6 +141,37 @@ impl Toolbox {
         command
     }
 
+    /// Writes scripts into the directory `dir`, each of which runs one of `programs` in the toolbox, for programs of others
+    /// that look for them in `PATH`. They become the program, as [`Toolbox::command`] does, and have the same environment
+    /// but for what signs.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn scripts(&self, dir: &Path, programs: &[&str]) -> Result<(), Error> {
+        for program in programs {
+            let mut script = b"#!/bin/sh\nexec env -i".to_vec();
+            let signs = |name: &OsString| TOKEN.iter().any(|token| name == token);
+            let environment = self.environment.iter().filter(|(name, _)| !signs(name));
+            let environment = environment.map(|(name, value)| {
+                let mut word = name.clone();
+                word.push("=");
+                word.push(value);
+                word
+            });
+            let command = self.command(program);
+            let entered = std::iter::once(command.get_program()).chain(command.get_args());
+            for word in environment.collect::<Vec<_>>().iter().map(OsString::as_os_str).chain(entered) {
+                script.push(b' ');
+                script.extend(quoted(word));
+            }
+            script.extend(b" \"$@\"\n");
+            let path = dir.join(program);
+            crate::cache::write(&path, script)?;
+            std::fs::set_permissions(&path, Permissions::from_mode(0o755)).at("make executable", &path)?;
+        }
+        Ok(())
+    }
+
     /// Runs `program` to its end; its output only matters when it fails.
     pub(crate) fn run<I, S>(&self, program: &str, args: I) -> Result<String, Error>
     where
@@ -175,6 +208,19 @@ impl Toolbox {
         let dir = self.root.parent().unwrap_or(&self.root);
         format!("remove the toolbox {}, the next start builds it again", dir.display())
     }
+}
+
+/// One word for a shell, whatever is in it.
+fn quoted(word: &OsStr) -> Vec<u8> {
+    let mut quoted = vec![b'\''];
+    for byte in word.as_bytes() {
+        match byte {
+            b'\'' => quoted.extend(b"'\\''"),
+            other => quoted.push(*other),
+        }
+    }
+    quoted.push(b'\'');
+    quoted
 }
 
 /// What commands get of the workstation's environment, which `of` looks up.
@@ -318,6 +364,27 @@ mod tests {
             assert!(error.contains("no no-such-qemu") && error.contains("remove the toolbox"), "{error}");
         }
         assert!(matches!(toolbox.run("false", [""; 0]).unwrap_err(), Error::Program { .. }));
+    }
+
+    #[test]
+    fn scripts_pass_on_every_word_and_no_pin() {
+        let dir = tempfile::tempdir().unwrap();
+        // This machine itself as a toolbox; to enter it needs root.
+        let toolbox = Toolbox { root: "/".into(), ..Toolbox::of_nothing() };
+        let toolbox = toolbox.with_variable("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let toolbox = toolbox.with_variable("RAUC_PKCS11_PIN", "geheim").with_variable("ODD", "it's $HOME");
+        if let Err(error) = toolbox.run("true", [""; 0]) {
+            return println!("skipped: cannot enter a chroot here: {error}");
+        }
+        toolbox.scripts(dir.path(), &["printf", "printenv"]).unwrap();
+        let said = |program: &str, words: &[&str]| {
+            let output = Command::new(dir.path().join(program)).args(words).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(said("printf", &["<%s>", "a b", "'", "$x", ""]), "<a b><'><$x><>");
+        assert_eq!(said("printenv", &["ODD"]), "it's $HOME\n");
+        assert_eq!(said("printenv", &["RAUC_PKCS11_PIN"]), "");
+        assert!(!std::fs::read_to_string(dir.path().join("printenv")).unwrap().contains("geheim"));
     }
 
     #[test]

@@ -5,11 +5,14 @@ use crate::ctx::Ctx;
 use crate::device::Device as _;
 use crate::fixtures::compile;
 use anyhow::{Context as _, Result, bail, ensure};
+use rustiot_images::publish::{Published, Request, publish};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use testbed::relay::Link;
 use testbed::{Machine, Output, Tools};
 
 /// Where the engine listens on a device.
@@ -177,21 +180,45 @@ pub fn image(ctx: &Ctx) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Debian's docker-registry at a port of this machine, which a machine of ours reaches at 10.0.2.2. It ends with its value.
+/// A layer of an image: names of files, and what is in them.
+pub type Files = Vec<(String, Vec<u8>)>;
+
+/// Debian's docker-registry at a port of this machine, and between it and machines of ours, which reach it at 10.0.2.2, a
+/// link that counts. It ends with its value.
 pub struct Registry {
     serves: Child,
+    tools: Tools,
+    dir: PathBuf,
+    architecture: &'static str,
+    /// The program of [`IMAGE`].
+    program: Vec<u8>,
     port: u16,
+    link: Link,
 }
 
 impl Registry {
     /// With the images `team/app:1` and `team/app:2`: the program of [`IMAGE`] and as many bytes that do not compress as
     /// it takes to be cut off in the middle. They share two of their three layers.
     pub fn start(ctx: &Ctx) -> Result<Self> {
-        let tools = ctx.fixtures.registry_tools(ctx.lab)?;
+        let registry = Registry::empty(ctx)?;
+        for (tag, own) in [("1", 1), ("2", 2)] {
+            let file = |name: &str, bytes| vec![(name.to_owned(), bytes)];
+            registry.push(tag, &[file("more-0", noise(0, 3 << 20)), file("more-1", noise(own, 2 << 20))])?;
+        }
+        Ok(registry)
+    }
+
+    /// Without an image.
+    pub fn empty(ctx: &Ctx) -> Result<Self> {
+        let toolbox = ctx.fixtures.registry_tools(ctx.lab)?;
+        let remedy = toolbox.remedy();
+        let tools = Tools::new(move |program| toolbox.command(program)).with_remedy(&remedy);
         let dir = ctx.dir().join("registry");
         std::fs::create_dir_all(&dir).context("cannot make the registry's directory")?;
+        image(ctx)?;
+        let program = std::fs::read(ctx.dir().join("app")).context("cannot read the program of the image")?;
         // Free now; whoever takes it in between makes the registry end, which is told.
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr());
+        let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr());
         let port = port.context("no free port")?.port();
         let config = dir.join("config.yml");
         let text = format!(
@@ -202,45 +229,99 @@ impl Registry {
         let log = std::fs::File::create(ctx.dir().join("registry.log")).context("cannot make a log")?;
         let mut command = tools.command("docker-registry");
         command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let link = Link::new(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), None)?;
         let serves = testbed::spawn(command).context("cannot run docker-registry")?;
-        let mut registry = Registry { serves, port };
+        let architecture = ctx.board.arch.debian();
+        let mut registry = Registry { serves, tools, dir, architecture, program, port, link };
         let began = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        while std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             let ended = registry.serves.try_wait().context("cannot ask for the registry")?;
             ensure!(ended.is_none(), "docker-registry ended: see registry.log");
             ensure!(began.elapsed() < FORWARDED, "docker-registry does not listen");
             std::thread::sleep(LOOK_AGAIN);
         }
-        image(ctx)?;
-        let program = std::fs::read(ctx.dir().join("app")).context("cannot read the program of the image")?;
-        for (tag, own) in [("1", 1), ("2", 2)] {
-            let more = [noise(0, 3 << 20), noise(own, 2 << 20)];
-            let path = dir.join(format!("{tag}.tar"));
-            std::fs::write(&path, archive(ctx.board.arch.debian(), &program, &more)?)
-                .context("cannot write an image")?;
-            let mut push = tools.command("skopeo");
-            push.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", "--dest-compress"]);
-            push.arg(format!("oci-archive:{}", path.display()));
-            push.arg(format!("docker://127.0.0.1:{port}/team/app:{tag}"));
-            let output = push.stdin(Stdio::null()).output().context("cannot run skopeo")?;
-            ensure!(output.status.success(), "skopeo: {}", String::from_utf8_lossy(&output.stderr));
-        }
         Ok(registry)
+    }
+
+    /// Puts an image into it: the program of [`IMAGE`], and `more` layers above.
+    pub fn push(&self, tag: &str, more: &[Files]) -> Result<()> {
+        let path = self.dir.join(format!("{tag}.tar"));
+        std::fs::write(&path, archive(self.architecture, &self.program, more)?)
+            .context("cannot write an image")?;
+        self.copy(&["--dest-compress"], &format!("oci-archive:{}", path.display()), &self.here(tag))?;
+        std::fs::remove_file(&path).context("cannot remove an image's file")
+    }
+
+    fn copy(&self, options: &[&str], from: &str, to: &str) -> Result<()> {
+        let common =
+            ["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false"];
+        self.tools.run("skopeo", &[&common, options, &[from, to]].concat())?;
+        Ok(())
+    }
+
+    /// Publishes deltas from one image to another, as an owner does (docs/guide-containers.md).
+    pub fn publish_deltas(&self, from: &str, to: &str) -> Result<Published> {
+        let dirs = [from, to].map(|tag| self.dir.join(format!("dir-{tag}")));
+        for (tag, dir) in [from, to].into_iter().zip(&dirs) {
+            self.copy(&[], &self.here(tag), &format!("dir:{}", dir.display()))?;
+        }
+        let [old, new] = &dirs;
+        let out = self.dir.join("deltas");
+        let request = Request { old, new, manifest: None, platform: None, out: &out };
+        let published = publish(&request, &|_, _| ()).context("no deltas")?;
+        let [published] = <[Published; 1]>::try_from(published)
+            .map_err(|all| anyhow::anyhow!("deltas for {} platforms", all.len()))?;
+        let tag = &published.tag;
+        self.copy(&["--all"], &format!("oci:{}:{tag}", out.display()), &self.here(tag))?;
+        Ok(published)
+    }
+
+    /// Changes a bit in the middle of each delta of an artifact, where the registry keeps it. It does not look.
+    pub fn spoil(&self, published: &Published) -> Result<()> {
+        let data = |digest: &str| {
+            let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+            let two = hex.get(..2).unwrap_or_default();
+            self.dir.join("data/docker/registry/v2/blobs/sha256").join(two).join(hex).join("data")
+        };
+        let artifact = published.artifact.context("there is no artifact")?.to_string();
+        let artifact = std::fs::read(data(&artifact)).context("cannot read the artifact")?;
+        let artifact: Value = serde_json::from_slice(&artifact).context("the artifact is no JSON")?;
+        let blobs = artifact.pointer("/layers").and_then(Value::as_array).context("no layers")?;
+        for blob in blobs {
+            let path = data(blob.pointer("/digest").and_then(Value::as_str).context("no digest")?);
+            let size = std::fs::metadata(&path).context("there is no delta")?.len();
+            testbed::flip_bit_in_file(&path, size / 2, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that went between it and machines, both ways, all heads with them.
+    pub fn bytes(&self) -> u64 {
+        self.link.relay().bytes()
+    }
+
+    /// An image's name for skopeo.
+    fn here(&self, tag: &str) -> String {
+        format!("docker://127.0.0.1:{}/team/app:{tag}", self.port)
     }
 
     /// An image's name for a machine of ours.
     pub fn name(&self, tag: &str) -> String {
-        format!("10.0.2.2:{}/team/app:{tag}", self.port)
+        format!("{}/team/app:{tag}", self.host())
+    }
+
+    fn host(&self) -> String {
+        format!("10.0.2.2:{}", self.link.relay().address().port())
     }
 
     /// Lets a machine ask it, as an owner does: by a file on the config partition. It needs no restart.
     pub fn allow(&self, machine: &Machine) -> Result<()> {
+        let host = self.host();
         machine.sh(&format!(
             "mount -o remount,rw /config && mkdir -p /config/rustiot.d && \
-             printf '[engine]\ninsecure_registries = [\"10.0.2.2:{}\"]\n' > /config/rustiot.d/registry.toml && \
+             printf '[engine]\ninsecure_registries = [\"{host}\"]\n' > /config/rustiot.d/registry.toml && \
              sync && mount -o remount,ro /config && rustiot provision apply && \
-             grep -q 10.0.2.2:{} /run/rustiot/settings.json",
-            self.port, self.port
+             grep -q {host} /run/rustiot/settings.json",
         ))?;
         Ok(())
     }
@@ -253,8 +334,48 @@ impl Drop for Registry {
     }
 }
 
+/// What a pull cost.
+#[derive(Clone, Debug)]
+pub struct Cost {
+    /// What the client printed.
+    pub said: String,
+    /// Bytes on the wire, both ways.
+    pub wire: u64,
+    /// Processor time of the engine, milliseconds.
+    pub processor_ms: u64,
+    /// How long it took, milliseconds.
+    pub took_ms: u64,
+    /// Most memory that the engine had meanwhile (RSS), KiB.
+    pub peak_kib: u64,
+    /// The same before it began.
+    pub before_kib: u64,
+}
+
+impl Engine {
+    /// Pulls an image by the stock client and looks what that costs the device. The engine is started anew before it, so
+    /// that it has nothing left of an earlier pull.
+    pub fn pull(&self, machine: &Machine, registry: &Registry, tag: &str) -> Result<Cost> {
+        let number = |script: &str| -> Result<u64> {
+            let text = machine.sh(script)?;
+            text.parse().with_context(|| format!("{script}: {text}"))
+        };
+        machine.sh("systemctl restart rustiot-engine.service")?;
+        let pid = number("systemctl show -P MainPID rustiot-engine.service")?;
+        let processor = || number("systemctl show -P CPUUsageNSec rustiot-engine.service");
+        // proc_pid_clear_refs(5): the peak is counted from now on.
+        machine.sh(&format!("echo 5 > /proc/{pid}/clear_refs"))?;
+        let peak = || number(&format!("awk '/^VmHWM:/ {{ print $2 }}' /proc/{pid}/status"));
+        let (before_kib, wire, spent, began) = (peak()?, registry.bytes(), processor()?, Instant::now());
+        let said = self.ok(&["pull", &registry.name(tag)])?;
+        let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (processor_ms, peak_kib) = (processor()?.saturating_sub(spent) / 1_000_000, peak()?);
+        let wire = registry.bytes().saturating_sub(wire);
+        Ok(Cost { said, wire, processor_ms, took_ms, peak_kib, before_kib })
+    }
+}
+
 /// Bytes that do not compress, the same for the same seed (xorshift64).
-fn noise(seed: u64, length: usize) -> Vec<u8> {
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -265,8 +386,8 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     std::iter::repeat_with(|| next().to_le_bytes()).flatten().take(length).collect()
 }
 
-/// The archive's bytes; each of `more` is a file in a layer of its own.
-fn archive(architecture: &str, program: &[u8], more: &[Vec<u8>]) -> Result<Vec<u8>> {
+/// The archive's bytes; each of `more` is a layer.
+fn archive(architecture: &str, program: &[u8], more: &[Files]) -> Result<Vec<u8>> {
     let mut layer = tar::Builder::new(Vec::new());
     for directory in ["etc/", "tmp/", "v/"] {
         add(&mut layer, directory, tar::EntryType::Directory, &[])?;
@@ -274,9 +395,11 @@ fn archive(architecture: &str, program: &[u8], more: &[Vec<u8>]) -> Result<Vec<u
     add(&mut layer, "app", tar::EntryType::Regular, program)?;
     add(&mut layer, "etc/passwd", tar::EntryType::Regular, b"root:x:0:0:root:/:/app\n")?;
     let mut layers = vec![layer.into_inner().context("cannot make a layer")?];
-    for (number, bytes) in more.iter().enumerate() {
+    for files in more {
         let mut layer = tar::Builder::new(Vec::new());
-        add(&mut layer, &format!("more-{number}"), tar::EntryType::Regular, bytes)?;
+        for (name, bytes) in files {
+            add(&mut layer, name, tar::EntryType::Regular, bytes)?;
+        }
         layers.push(layer.into_inner().context("cannot make a layer")?);
     }
     let digests: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
@@ -332,7 +455,7 @@ mod tests {
 
     #[test]
     fn the_archive_names_every_blob_by_its_digest() {
-        let bytes = archive("amd64", b"program", &[noise(1, 5000)]).unwrap();
+        let bytes = archive("amd64", b"program", &[vec![("more".to_owned(), noise(1, 5000))]]).unwrap();
         let mut blobs = 0;
         for entry in tar::Archive::new(&*bytes).entries().unwrap() {
             let mut entry = entry.unwrap();

@@ -2,12 +2,12 @@
 //! to hurt the system or each other.
 
 use super::update;
-use crate::containers::{Engine, IMAGE};
+use crate::containers::{Engine, Files, IMAGE, Registry, noise};
 use crate::ctx::Ctx;
 use crate::device::Device;
 use crate::fixtures::{A, B};
 use crate::runner::{LabTest, Tag};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::time::{Duration, Instant};
 use testbed::Machine;
 
@@ -60,6 +60,13 @@ pub(super) const TESTS: &[LabTest] = &[
         promise: "A hundred containers run on a device with 1 GB of memory, which stays healthy and answers.",
         tags: &[],
         run: a_hundred_containers_run_on_a_gigabyte,
+    },
+    LabTest {
+        name: "a_new_version_of_an_image_is_pulled_by_its_difference",
+        boards: &[],
+        promise: "A device that has a version of an image pulls the next one from a stock registry by the published difference and runs it; where that is damaged it fetches the whole layer, and says so.",
+        tags: &[],
+        run: a_new_version_of_an_image_is_pulled_by_its_difference,
     },
 ];
 
@@ -369,6 +376,96 @@ fn containers_talk_and_the_host_stays_closed(ctx: &mut Ctx) -> Result<()> {
     );
     let links = net.machine.sh("ip -o link | grep -c -e ' rib-' -e ' riv-'")?;
     ensure!(links == "1", "{links} links of ours are left, instead of the default bridge");
+    nothing_failed(&machine)
+}
+
+/// A layer that is rebuilt in each version: many files that stay, a library whose every 64 KiB differ in a few bytes, and
+/// the version. Half of it is noise, so that it compresses as programs do.
+fn app(version: u64) -> Files {
+    let half = |seed, length: usize| -> Vec<u8> {
+        noise(seed, length / 2).chunks(8).flat_map(|noise| [noise, b"the same"].concat()).collect()
+    };
+    let mut library = half(1, 8 << 20);
+    for (at, piece) in library.chunks_mut(64 << 10).enumerate() {
+        let own = noise((version << 32) | at as u64, 12);
+        piece.iter_mut().skip(30_000).zip(own).for_each(|(byte, own)| *byte = own);
+    }
+    let mut files: Files = (0..32).map(|n| (format!("data-{n}"), half(2 + n, 1 << 20))).collect();
+    files.push(("library".to_owned(), library));
+    files.push(("version".to_owned(), version.to_string().into_bytes()));
+    files
+}
+
+/// What may go over the wire beside a delta: the image's manifest and configuration, the list, the artifact, and heads.
+const BESIDE: u64 = 20_000;
+
+fn a_new_version_of_an_image_is_pulled_by_its_difference(ctx: &mut Ctx) -> Result<()> {
+    let machine = ctx.healthy()?;
+    let engine = Engine::of(ctx, &machine)?;
+    let registry = Registry::empty(ctx)?;
+    registry.allow(&machine)?;
+    let base = vec![("base".to_owned(), noise(99, 200_000))];
+    for version in [1, 2] {
+        registry.push(&version.to_string(), &[base.clone(), app(version)])?;
+    }
+    let (old, new) = (registry.name("1"), registry.name("2"));
+    let runs = |image: &str, version: &str| -> Result<()> {
+        let said = engine.ok(&["run", "--rm", "--network", "none", image, "show", "/version"])?;
+        ensure!(said == version, "{image} says that it is version {said:?}");
+        Ok(())
+    };
+    engine.pull(&machine, &registry, "1")?;
+    runs(&old, "1")?;
+
+    // Nothing is published yet.
+    let whole = engine.pull(&machine, &registry, "2")?;
+    ensure!(!whole.said.contains("Delta not used"), "{}", whole.said);
+    engine.ok(&["rmi", &new])?;
+
+    let published = registry.publish_deltas("1", "2")?;
+    let [layer] = &published.layers[..] else { bail!("deltas for {} layers", published.layers.len()) };
+    let delta_bytes = layer.delta_bytes.filter(|_| layer.offered).context("no delta is offered")?;
+    ensure!(delta_bytes * 100 < layer.layer_bytes, "a delta of {delta_bytes} for {}", layer.layer_bytes);
+    ensure!(whole.wire > layer.layer_bytes, "{} bytes for {}", whole.wire, layer.layer_bytes);
+    let by_delta = engine.pull(&machine, &registry, "2")?;
+    let (said, wire) = (&by_delta.said, by_delta.wire);
+    ensure!(!said.contains("Delta not used"), "{said}");
+    ensure!(
+        (delta_bytes..delta_bytes + BESIDE).contains(&wire),
+        "{wire} bytes on the wire for a delta of {delta_bytes}: {said}"
+    );
+    runs(&new, "2")?;
+    engine.ok(&["create", "--name", "copied", "--network", "none", &new])?;
+    let copy = ctx.dir().join("library");
+    engine.ok(&["cp", "copied:/library", &copy.to_string_lossy()])?;
+    let (copied, pushed) = (std::fs::read(&copy).context("cp copied nothing")?, app(2));
+    ensure!(pushed.iter().any(|(name, bytes)| name == "library" && *bytes == copied), "another library");
+    engine.ok(&["rm", "copied"])?;
+    engine.ok(&["rmi", &new])?;
+
+    registry.spoil(&published)?;
+    let rotten = engine.pull(&machine, &registry, "2")?;
+    ensure!(rotten.wire > whole.wire && rotten.wire < whole.wire + delta_bytes + BESIDE, "{rotten:?}");
+    let line = rotten.said.lines().find(|line| line.contains("Delta not used, fetching the whole layer"));
+    ensure!(line.is_some(), "the client does not tell: {}", rotten.said);
+    let log = machine.sh("journalctl --sync; journalctl -q -u rustiot-engine.service -o cat")?;
+    let told = log.lines().find(|line| line.contains("Delta not used"));
+    let told = told.with_context(|| format!("the engine's log does not tell: {log}"))?;
+    ensure!(told.contains(&new) && told.contains("digest"), "{told}");
+    runs(&new, "2")?;
+    runs(&old, "1")?;
+
+    for (names, cost) in [
+        (["wire_bytes", "processor_ms", "took_ms", "peak_kib", "before_kib"], &by_delta),
+        (
+            ["whole_wire_bytes", "whole_processor_ms", "whole_took_ms", "whole_peak_kib", "whole_before_kib"],
+            &whole,
+        ),
+    ] {
+        let values = [cost.wire, cost.processor_ms, cost.took_ms, cost.peak_kib, cost.before_kib];
+        names.into_iter().zip(values).for_each(|(name, value)| ctx.figures.note(name, value));
+    }
+    ctx.figures.note("delta_bytes", delta_bytes);
     nothing_failed(&machine)
 }
 
