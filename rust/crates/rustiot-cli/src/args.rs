@@ -359,6 +359,12 @@ pub enum BenchWhat {
         rustiot bench herd --write\n\nFour rounds of six hours, each in --seconds: the first look, nothing new, a daily \
         refresh, a new release. Needs root: what TLS costs is counted in a network of its own.")]
     Herd(BenchHerd),
+    /// A new version of an image on a device, whole and by a delta: bytes, processor time and memory
+    #[command(after_help = "Examples:\n  rustiot bench pull old.tar new.tar\n  \
+        rustiot bench pull old.tar new.tar --rounds 5 --json\n\n\
+        The device is a machine in QEMU, the registry Debian's. The two versions of the image differ in one layer: \
+        tar --sort=name --owner=0 --group=0 --mtime=@0 -C DIR -cf old.tar .")]
+    Pull(BenchPull),
     /// An update that is cut again and again: bytes against one that is left alone
     #[command(
         after_help = "Examples:\n  rustiot bench resume\n  rustiot bench resume --only power --cuts 50 --seed 3\n\n\
@@ -388,6 +394,19 @@ pub struct BenchContainers {
     /// Put the table into docs/figures.md
     #[arg(long)]
     pub write: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchPull {
+    /// The layer that devices have: a tar archive, not compressed
+    pub old: PathBuf,
+    /// The layer in its place
+    pub new: PathBuf,
+    /// How often each is pulled; the median counts
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub rounds: u16,
     #[command(flatten)]
     pub json: Json,
 }

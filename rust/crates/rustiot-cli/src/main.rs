@@ -9,6 +9,7 @@ mod bench_containers;
 mod bench_delta;
 mod bench_guest;
 mod bench_herd;
+mod bench_pull;
 mod bench_rauc;
 mod bench_resume;
 mod build;
@@ -61,6 +62,7 @@ fn dispatch(command: Command) -> Done {
             Some(BenchWhat::Containers(args)) => bench_containers::run(&context()?, args),
             Some(BenchWhat::Delta(args)) => bench_delta::run(&context()?, args),
             Some(BenchWhat::Herd(args)) => bench_herd::run(&context()?, args),
+            Some(BenchWhat::Pull(args)) => bench_pull::run(&context()?, args),
             Some(BenchWhat::Resume(args)) => bench_resume::run(&context()?, args),
             None => bench::run(&context()?, &args),
         },

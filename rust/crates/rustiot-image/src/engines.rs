@@ -38,7 +38,7 @@ pub fn other_engines(ctx: &Context, progress: &dyn Progress) -> Result<PathBuf, 
 const REGISTRY: [&str; 3] = ["ca-certificates", "docker-registry", "skopeo"];
 
 /// A toolbox with `docker-registry` and `skopeo`: the same paths as in `toolbox`, in a small root of its own, made if the
-/// cache has none (half a minute and 300 MB).
+/// cache has none (a minute and 200 MB).
 ///
 /// # Errors
 /// As [`other_engines`].

@@ -6,6 +6,7 @@ use crate::device::Device as _;
 use crate::fixtures::compile;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_images::publish::{Published, Request, publish};
+use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -180,8 +181,14 @@ pub fn image(ctx: &Ctx) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A layer of an image: names of files, and what is in them.
-pub type Files = Vec<(String, Vec<u8>)>;
+/// A layer of an image, as an archive, of files with these names.
+pub fn layer(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+    let mut layer = tar::Builder::new(Vec::new());
+    for (name, bytes) in files {
+        add(&mut layer, name, tar::EntryType::Regular, bytes)?;
+    }
+    layer.into_inner().context("cannot make a layer")
+}
 
 /// Debian's docker-registry at a port of this machine, and between it and machines of ours, which reach it at 10.0.2.2, a
 /// link that counts. It ends with its value.
@@ -202,8 +209,9 @@ impl Registry {
     pub fn start(ctx: &Ctx) -> Result<Self> {
         let registry = Registry::empty(ctx)?;
         for (tag, own) in [("1", 1), ("2", 2)] {
-            let file = |name: &str, bytes| vec![(name.to_owned(), bytes)];
-            registry.push(tag, &[file("more-0", noise(0, 3 << 20)), file("more-1", noise(own, 2 << 20))])?;
+            let file = |name: &str, bytes| layer(&[(name.to_owned(), bytes)]);
+            let more = [file("more-0", noise(0, 3 << 20))?, file("more-1", noise(own, 2 << 20))?];
+            registry.push(tag, &more)?;
         }
         Ok(registry)
     }
@@ -244,7 +252,7 @@ impl Registry {
     }
 
     /// Puts an image into it: the program of [`IMAGE`], and `more` layers above.
-    pub fn push(&self, tag: &str, more: &[Files]) -> Result<()> {
+    pub fn push(&self, tag: &str, more: &[Vec<u8>]) -> Result<()> {
         let path = self.dir.join(format!("{tag}.tar"));
         std::fs::write(&path, archive(self.architecture, &self.program, more)?)
             .context("cannot write an image")?;
@@ -335,9 +343,10 @@ impl Drop for Registry {
 }
 
 /// What a pull cost.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Cost {
     /// What the client printed.
+    #[serde(skip)]
     pub said: String,
     /// Bytes on the wire, both ways.
     pub wire: u64,
@@ -387,21 +396,15 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// The archive's bytes; each of `more` is a layer.
-fn archive(architecture: &str, program: &[u8], more: &[Files]) -> Result<Vec<u8>> {
-    let mut layer = tar::Builder::new(Vec::new());
+fn archive(architecture: &str, program: &[u8], more: &[Vec<u8>]) -> Result<Vec<u8>> {
+    let mut own = tar::Builder::new(Vec::new());
     for directory in ["etc/", "tmp/", "v/"] {
-        add(&mut layer, directory, tar::EntryType::Directory, &[])?;
+        add(&mut own, directory, tar::EntryType::Directory, &[])?;
     }
-    add(&mut layer, "app", tar::EntryType::Regular, program)?;
-    add(&mut layer, "etc/passwd", tar::EntryType::Regular, b"root:x:0:0:root:/:/app\n")?;
-    let mut layers = vec![layer.into_inner().context("cannot make a layer")?];
-    for files in more {
-        let mut layer = tar::Builder::new(Vec::new());
-        for (name, bytes) in files {
-            add(&mut layer, name, tar::EntryType::Regular, bytes)?;
-        }
-        layers.push(layer.into_inner().context("cannot make a layer")?);
-    }
+    add(&mut own, "app", tar::EntryType::Regular, program)?;
+    add(&mut own, "etc/passwd", tar::EntryType::Regular, b"root:x:0:0:root:/:/app\n")?;
+    let mut layers = vec![own.into_inner().context("cannot make a layer")?];
+    layers.extend_from_slice(more);
     let digests: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
     let config = json!({
         "architecture": architecture, "os": "linux", "config": {"Entrypoint": ["/app"], "Cmd": ["idle"]},
@@ -455,7 +458,8 @@ mod tests {
 
     #[test]
     fn the_archive_names_every_blob_by_its_digest() {
-        let bytes = archive("amd64", b"program", &[vec![("more".to_owned(), noise(1, 5000))]]).unwrap();
+        let bytes =
+            archive("amd64", b"program", &[layer(&[("more".to_owned(), noise(1, 5000))]).unwrap()]).unwrap();
         let mut blobs = 0;
         for entry in tar::Archive::new(&*bytes).entries().unwrap() {
             let mut entry = entry.unwrap();

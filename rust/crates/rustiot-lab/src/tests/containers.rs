@@ -2,7 +2,7 @@
 //! to hurt the system or each other.
 
 use super::update;
-use crate::containers::{Engine, Files, IMAGE, Registry, noise};
+use crate::containers::{Engine, IMAGE, Registry, layer, noise};
 use crate::ctx::Ctx;
 use crate::device::Device;
 use crate::fixtures::{A, B};
@@ -381,7 +381,7 @@ fn containers_talk_and_the_host_stays_closed(ctx: &mut Ctx) -> Result<()> {
 
 /// A layer that is rebuilt in each version: many files that stay, a library whose every 64 KiB differ in a few bytes, and
 /// the version. Half of it is noise, so that it compresses as programs do.
-fn app(version: u64) -> Files {
+fn app(version: u64) -> Vec<(String, Vec<u8>)> {
     let half = |seed, length: usize| -> Vec<u8> {
         noise(seed, length / 2).chunks(8).flat_map(|noise| [noise, b"the same"].concat()).collect()
     };
@@ -390,7 +390,7 @@ fn app(version: u64) -> Files {
         let own = noise((version << 32) | at as u64, 12);
         piece.iter_mut().skip(30_000).zip(own).for_each(|(byte, own)| *byte = own);
     }
-    let mut files: Files = (0..32).map(|n| (format!("data-{n}"), half(2 + n, 1 << 20))).collect();
+    let mut files: Vec<_> = (0..32).map(|n| (format!("data-{n}"), half(2 + n, 1 << 20))).collect();
     files.push(("library".to_owned(), library));
     files.push(("version".to_owned(), version.to_string().into_bytes()));
     files
@@ -404,9 +404,9 @@ fn a_new_version_of_an_image_is_pulled_by_its_difference(ctx: &mut Ctx) -> Resul
     let engine = Engine::of(ctx, &machine)?;
     let registry = Registry::empty(ctx)?;
     registry.allow(&machine)?;
-    let base = vec![("base".to_owned(), noise(99, 200_000))];
+    let base = layer(&[("base".to_owned(), noise(99, 200_000))])?;
     for version in [1, 2] {
-        registry.push(&version.to_string(), &[base.clone(), app(version)])?;
+        registry.push(&version.to_string(), &[base.clone(), layer(&app(version))?])?;
     }
     let (old, new) = (registry.name("1"), registry.name("2"));
     let runs = |image: &str, version: &str| -> Result<()> {
@@ -423,10 +423,10 @@ fn a_new_version_of_an_image_is_pulled_by_its_difference(ctx: &mut Ctx) -> Resul
     engine.ok(&["rmi", &new])?;
 
     let published = registry.publish_deltas("1", "2")?;
-    let [layer] = &published.layers[..] else { bail!("deltas for {} layers", published.layers.len()) };
-    let delta_bytes = layer.delta_bytes.filter(|_| layer.offered).context("no delta is offered")?;
-    ensure!(delta_bytes * 100 < layer.layer_bytes, "a delta of {delta_bytes} for {}", layer.layer_bytes);
-    ensure!(whole.wire > layer.layer_bytes, "{} bytes for {}", whole.wire, layer.layer_bytes);
+    let [made] = &published.layers[..] else { bail!("deltas for {} layers", published.layers.len()) };
+    let delta_bytes = made.delta_bytes.filter(|_| made.offered).context("no delta is offered")?;
+    ensure!(delta_bytes * 100 < made.layer_bytes, "a delta of {delta_bytes} for {}", made.layer_bytes);
+    ensure!(whole.wire > made.layer_bytes, "{} bytes for {}", whole.wire, made.layer_bytes);
     let by_delta = engine.pull(&machine, &registry, "2")?;
     let (said, wire) = (&by_delta.said, by_delta.wire);
     ensure!(!said.contains("Delta not used"), "{said}");
