@@ -71,7 +71,7 @@ pub(crate) fn diff(
 }
 
 /// Joins neighbours that go on where the one before ended.
-fn join(stretches: Vec<Stretch>) -> Vec<Stretch> {
+pub(super) fn join(stretches: Vec<Stretch>) -> Vec<Stretch> {
     let mut joined: Vec<Stretch> = Vec::new();
     for stretch in stretches {
         if let Some(last) = joined.last_mut()

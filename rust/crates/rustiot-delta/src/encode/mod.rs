@@ -5,8 +5,10 @@
 #![expect(clippy::indexing_slicing, reason = "bounds follow from the algorithm; workstation only")]
 
 mod blocks;
+mod choose;
 mod diff;
 mod pack;
+mod price;
 mod trees;
 
 pub use trees::TreeHint;
@@ -93,7 +95,10 @@ pub fn encode(
     let old = Old::new(sources)?;
     let ops = match sources.is_empty() {
         true => diff::full(target.len(), &trees),
-        false => diff::diff(target, &trees, &old, &|share| progress(0.05 + 0.6 * share)),
+        false => {
+            let found = diff::diff(target, &trees, &old, &|share| progress(0.05 + 0.5 * share));
+            choose::choose(target, &old, &found, &|share| progress(0.55 + 0.1 * share))
+        }
     };
     progress(0.65);
     let trees_len: u64 = trees.iter().map(TreeInfo::len).sum();
