@@ -4,7 +4,7 @@ use crate::{Error, Part};
 use sha2::{Digest, Sha256};
 
 /// First bytes of every delta; the last one is the version.
-pub(crate) const MAGIC: [u8; 8] = *b"RDELTA\r\x02";
+pub(crate) const MAGIC: [u8; 8] = *b"RDELTA\r\x03";
 /// Magic and length of the index.
 pub(crate) const PREFIX: usize = 12;
 /// SHA-256 of magic, length and index, behind them.

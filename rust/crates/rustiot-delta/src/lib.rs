@@ -8,6 +8,7 @@ mod error;
 mod format;
 mod lzma;
 mod read;
+mod reference;
 mod segment;
 mod target;
 mod tree;

@@ -3,18 +3,21 @@
 
 use crate::code::Code;
 use crate::format::{Reader, SEGMENT_OPS_MAX, unzigzag};
+use crate::reference::References;
 use crate::target::Sources;
 use crate::{Error, Part, lzma};
 use std::io::{self, Read};
 
 /// Streams of a segment, in this order.
-pub(crate) const STREAMS: usize = 5;
+pub(crate) const STREAMS: usize = 6;
 
 /// What an operation makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Old data from an address on, with corrections.
     Copy,
+    /// The same, where what it refers to is predicted before it is corrected.
+    Moved,
     /// New data.
     Extra,
     /// Zeros.
@@ -53,23 +56,35 @@ struct Cursor {
 
 /// A segment in memory.
 pub(crate) struct Segment {
+    /// Start in the target.
+    start: u64,
     len: u64,
     ops: Vec<Op>,
     gaps: Vec<u8>,
     values: Vec<u8>,
     extra: Vec<u8>,
+    references: References,
     cursor: Option<Cursor>,
 }
 
 impl Segment {
-    /// Reads a segment that makes `len` bytes and whose streams have at most `most`.
-    pub(crate) fn parse(bytes: &mut dyn Read, len: u64, most: u64, number: usize) -> Result<Self, Error> {
+    /// Reads a segment that makes `len` bytes of the target from `start` on and whose streams have at most `most`.
+    pub(crate) fn parse(
+        bytes: &mut dyn Read,
+        start: u64,
+        len: u64,
+        most: u64,
+        number: usize,
+    ) -> Result<Self, Error> {
         let part = Part::Segment(number);
         let damaged = |what| Error::Damaged { part, what };
-        let [lens, seeks, gaps, values, extra] = streams(bytes, most)
+        let [lens, seeks, references, gaps, values, extra] = streams(bytes, most)
             .map_err(|_| damaged("its streams cannot be decompressed"))?
             .ok_or(Error::TooLarge { part, what: "its streams" })?;
-        let mut segment = Segment { len, ops: Vec::new(), gaps, values, extra, cursor: None };
+        let references = References::parse(&references).ok_or(damaged("its references make no sense"))?;
+        let references = references.map_err(|what| Error::TooLarge { part, what })?;
+        let mut segment =
+            Segment { start, len, ops: Vec::new(), gaps, values, extra, references, cursor: None };
         segment.read_ops(&lens, &seeks).ok_or(damaged("its operations make no sense"))?;
         if segment.ops.len() > SEGMENT_OPS_MAX {
             return Err(Error::TooLarge { part, what: "the number of its operations" });
@@ -89,9 +104,9 @@ impl Segment {
             let word = lens.number()?;
             let (len, kind) = (word >> 2, word & 3);
             let (kind, from) = match kind {
-                0 => {
+                0 | 3 => {
                     old = old.checked_add_signed(unzigzag(seeks.number()?))?;
-                    (Kind::Copy, old)
+                    (if kind == 0 { Kind::Copy } else { Kind::Moved }, old)
                 }
                 1 => (Kind::Extra, extra),
                 2 => (Kind::Zero, 0),
@@ -103,7 +118,7 @@ impl Segment {
             self.ops.push(Op { start, kind, from, fixes });
             start = start.checked_add(len)?;
             match kind {
-                Kind::Copy => {
+                Kind::Copy | Kind::Moved => {
                     old = old.checked_add(len)?;
                     fixes = self.skip(fixes, len)?;
                 }
@@ -174,9 +189,15 @@ impl Segment {
                     let Some(from) = from else { return Err(broken) };
                     part.copy_from_slice(from);
                 }
-                Kind::Copy => {
-                    if !sources.read(op.from.saturating_add(within), part)? {
+                Kind::Copy | Kind::Moved => {
+                    let from = op.from.saturating_add(within);
+                    if !sources.read(from, part)? {
                         return Err(broken);
+                    }
+                    if op.kind == Kind::Moved {
+                        let by = (self.start.wrapping_add(op.start) as i64).wrapping_sub(op.from as i64);
+                        self.references
+                            .predict(from, by, part, &mut |at, window| sources.read(at, window))?;
                     }
                     match self.fix(cursor.fixes, part) {
                         Some(fixes) => cursor.fixes = fixes,
@@ -203,7 +224,7 @@ impl Segment {
         let number = self.ops.partition_point(|op| op.start <= offset).checked_sub(1)?;
         let op = self.ops.get(number)?;
         let fixes = match op.kind {
-            Kind::Copy => self.skip(op.fixes, offset - op.start)?,
+            Kind::Copy | Kind::Moved => self.skip(op.fixes, offset - op.start)?,
             _ => op.fixes,
         };
         Some(Cursor { offset, op: number, fixes })
@@ -298,7 +319,7 @@ mod tests {
             crate::format::put_number(&mut head, 100);
         }
         let bytes = [vec![head.len() as u8], head].concat();
-        let made = Segment::parse(&mut bytes.as_slice(), 5, MOST, 0).map(drop);
+        let made = Segment::parse(&mut bytes.as_slice(), 0, 5, MOST, 0).map(drop);
         assert!(matches!(made, Err(Error::TooLarge { .. })));
     }
 
@@ -306,17 +327,19 @@ mod tests {
     fn streams_must_be_used_up() {
         // Two bytes of new data, three of zeros.
         assert!(
-            Segment::parse(&mut segment([&[9, 14], &[], &[], &[], &[1, 2]]).as_slice(), 5, MOST, 0).is_ok()
+            Segment::parse(&mut segment([&[9, 14], &[], &[], &[], &[], &[1, 2]]).as_slice(), 0, 5, MOST, 0)
+                .is_ok()
         );
         for (streams, len) in [
-            ([&[9u8, 14][..], &[], &[], &[], &[1, 2, 3]], 5),
-            ([&[9, 14], &[], &[], &[], &[1, 2]], 6),
-            ([&[9, 14], &[0], &[], &[], &[1, 2]], 5),
-            ([&[9, 14], &[], &[0], &[0], &[1, 2]], 5),
-            ([&[9, 15], &[], &[], &[], &[1, 2]], 5),
-            ([&[9, 14, 2], &[], &[], &[], &[1, 2]], 5),
+            ([&[9u8, 14][..], &[], &[], &[], &[], &[1, 2, 3]], 5),
+            ([&[9, 14], &[], &[], &[], &[], &[1, 2]], 6),
+            ([&[9, 14], &[0], &[], &[], &[], &[1, 2]], 5),
+            ([&[9, 14], &[], &[0], &[], &[], &[1, 2]], 5),
+            ([&[9, 14], &[], &[], &[0], &[0], &[1, 2]], 5),
+            ([&[9, 15], &[], &[], &[], &[], &[1, 2]], 5),
+            ([&[9, 14, 2], &[], &[], &[], &[], &[1, 2]], 5),
         ] {
-            let made = Segment::parse(&mut segment(streams).as_slice(), len, MOST, 0).map(drop);
+            let made = Segment::parse(&mut segment(streams).as_slice(), 0, len, MOST, 0).map(drop);
             assert!(matches!(made, Err(Error::Damaged { .. })));
         }
     }
@@ -326,13 +349,14 @@ mod tests {
         fn any_streams_are_an_error_or_a_segment(
             lens in prop::collection::vec(any::<u8>(), 0..12),
             seeks in prop::collection::vec(any::<u8>(), 0..6),
+            references in prop::collection::vec(any::<u8>(), 0..30),
             gaps in prop::collection::vec(0..20u8, 0..6),
             values: [u8; 4],
             extra: [u8; 4],
             len in 0..60u64,
         ) {
-            let bytes = segment([&lens, &seeks, &gaps, &values, &extra]);
-            if let Ok(mut segment) = Segment::parse(&mut bytes.as_slice(), len, MOST, 0) {
+            let bytes = segment([&lens, &seeks, &references, &gaps, &values, &extra]);
+            if let Ok(mut segment) = Segment::parse(&mut bytes.as_slice(), 0, len, MOST, 0) {
                 let mut buf = vec![0; len as usize];
                 let _ = segment.read(0, &mut buf, &Sources::none(), 0);
             }
@@ -340,7 +364,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_an_error_or_a_segment(bytes: Vec<u8>, len in 0..1000u64) {
-            let _ = Segment::parse(&mut bytes.as_slice(), len, MOST, 0);
+            let _ = Segment::parse(&mut bytes.as_slice(), 0, len, MOST, 0);
         }
     }
 }

@@ -347,7 +347,7 @@ impl<D: ReadAt> Target<D> {
 /// Reads a segment and takes it apart; its bytes are checked before anything of it is used.
 fn load(delta: &dyn ReadAt, number: usize, info: &SegmentInfo, most: u64) -> Result<Segment, Error> {
     let mut bytes = Hashed { delta, at: info.at, left: info.size, hash: Sha256::new() };
-    let segment = Segment::parse(&mut bytes, info.len, most, number);
+    let segment = Segment::parse(&mut bytes, info.start, info.len, most, number);
     // The reader stops at the first error; only a whole segment has a checksum.
     let mut buf = [0; 4096];
     while bytes.left > 0 {

@@ -215,3 +215,101 @@ fn a_full_delta_is_needed_in_parts() {
     assert_eq!(all.len(), 1, "neighbours are joined");
     assert_eq!(all[0].end, delta.len() as u64);
 }
+
+/// A program of so many functions, which call each other and are called by a table of pointers: an ELF file of three
+/// loads. `sizes` are the functions' own; names of what they are do not change with where they lie.
+fn program(sizes: &[usize], elf: bool) -> Vec<u8> {
+    let (code, mut starts) = (0x1000usize, Vec::new());
+    let mut at = code;
+    for size in sizes {
+        starts.push(at);
+        at += size + 5 * CALLS;
+    }
+    let (code_end, data) = (at, at.next_multiple_of(0x1000));
+    let mut file = vec![0; data];
+    for (number, (start, size)) in starts.iter().zip(sizes).enumerate() {
+        let body = noise(number as u64 + 1, *size);
+        file[*start..start + size].copy_from_slice(&body);
+        for call in 0..CALLS {
+            let place = start + size + 5 * call;
+            let to = starts[(number * 7 + call * 31 + 3) % starts.len()];
+            file[place] = 0xe8;
+            file[place + 1..place + 5].copy_from_slice(&(to as i32 - place as i32 - 5).to_le_bytes());
+        }
+    }
+    for start in &starts {
+        file.extend_from_slice(&(*start as u64).to_le_bytes());
+    }
+    let end = file.len();
+    // ELF header and program headers: a shared object for x86-64 (psABI, chapter 4; gABI, chapters 4 and 5).
+    let magic: &[u8] = if elf { b"\x7fELF" } else { b"none" };
+    file[..4].copy_from_slice(magic);
+    file[4..7].copy_from_slice(&[2, 1, 1]);
+    for (at, value) in [(16, 3u16), (18, 62), (52, 64), (54, 56), (56, 3)] {
+        file[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    file[32] = 64;
+    file[20] = 1;
+    for (number, (flags, from, to)) in
+        [(4u32, 0, 0x200), (5, code, code_end), (6, data, end)].iter().enumerate()
+    {
+        let header = 64 + 56 * number;
+        file[header..header + 4].copy_from_slice(&1u32.to_le_bytes());
+        file[header + 4..header + 8].copy_from_slice(&flags.to_le_bytes());
+        for (field, value) in [(8, *from), (16, *from), (32, to - from), (40, to - from)] {
+            file[header + field..header + field + 8].copy_from_slice(&(value as u64).to_le_bytes());
+        }
+    }
+    file
+}
+
+const CALLS: usize = 20;
+
+#[test]
+fn what_moved_in_a_program_need_not_be_told_by_who_refers_to_it() {
+    let old: Vec<usize> = (0..400).map(|number| 100 + number * 13 % 90).collect();
+    let mut new = old.clone();
+    // Three functions became longer: nearly every call and pointer is another one.
+    for number in [40, 200, 300] {
+        new[number] += 16;
+    }
+    let place = |file: Vec<u8>| [vec![7; 4096], file, vec![9; 5000]].concat();
+    let delta = |elf| {
+        let (old, new) = (place(program(&old, elf)), place(program(&new, elf)));
+        let sources: [(&str, &[u8]); 1] = [("root", &old)];
+        let delta = make(&new, &sources, &Options::default());
+        assert_eq!(whole(&mut open(&delta, &sources).unwrap()).unwrap(), new);
+        // Any range, not only the whole.
+        let mut target = open(&delta, &sources).unwrap();
+        for at in (0..new.len() - 100).rev().step_by(3001) {
+            let mut part = [0; 100];
+            target.read_at(at as u64, &mut part).unwrap();
+            assert_eq!(part, new[at..at + 100]);
+        }
+        delta.len()
+    };
+    let (with, without) = (delta(true), delta(false));
+    assert!(with * 4 < without, "{with} bytes, {without} when it is no program");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Headers that lie: the encoder takes them for what they are worth.
+    #[test]
+    fn a_program_with_any_head_is_a_file_like_others(
+        changes in prop::collection::vec((0..300usize, prop_oneof![Just(0u8), Just(0xff), any::<u8>()]), 0..12),
+        cut in 0..40_000usize,
+    ) {
+        let old: Vec<usize> = (0..60).map(|number| 100 + number * 13 % 90).collect();
+        let mut new = old.clone();
+        new[20] += 32;
+        let (mut old, new) = (program(&old, true), program(&new, true));
+        for (at, value) in changes {
+            old[at] = value;
+        }
+        old.truncate(cut.max(100));
+        let sources: [(&str, &[u8]); 1] = [("root", &old)];
+        let delta = make(&new, &sources, &Options::default());
+        prop_assert_eq!(whole(&mut open(&delta, &sources).unwrap()).unwrap(), new);
+    }
+}

@@ -9,12 +9,14 @@ mod choose;
 mod diff;
 mod pack;
 mod price;
+mod programs;
 mod trees;
 
 pub use trees::TreeHint;
 
 use crate::format::{Header, Index, LEN_MAX, SegmentInfo, SourceInfo, TreeInfo, half, streams_max};
 use crate::{Delta, Error, ReadAt};
+use programs::Programs;
 use sha2::{Digest, Sha256};
 
 /// An old image.
@@ -47,7 +49,7 @@ pub struct Summary {
     pub segments: usize,
     /// Bytes of the target that the device computes as hash trees.
     pub trees: u64,
-    /// Compressed bytes by stream: lengths, seeks, gaps, values, new data.
+    /// Compressed bytes by stream: lengths, seeks, references, gaps, values, new data.
     pub streams: [u64; crate::segment::STREAMS],
 }
 
@@ -93,17 +95,14 @@ pub fn encode(
     };
     progress(0.05);
     let old = Old::new(sources)?;
-    let ops = match sources.is_empty() {
-        true => diff::full(target.len(), &trees),
-        false => {
-            let found = diff::diff(target, &trees, &old, &|share| progress(0.05 + 0.5 * share));
-            choose::choose(target, &old, &found, &|share| progress(0.55 + 0.1 * share))
-        }
+    let (ops, programs) = match sources.is_empty() {
+        true => (diff::full(target.len(), &trees), Programs::none()),
+        false => compare(target, &trees, &old, &|share| progress(0.05 + 0.6 * share)),
     };
     progress(0.65);
     let trees_len: u64 = trees.iter().map(TreeInfo::len).sum();
     let how = pack::How { full: sources.is_empty(), streams: streams_max(trees_len) as usize };
-    let packed = pack::pack(target, &old, &ops, how, &|share| progress(0.65 + 0.3 * share))?;
+    let packed = pack::pack(target, &old, &ops, &programs, how, &|share| progress(0.65 + 0.3 * share))?;
     let header = Header {
         target_len: target.len() as u64,
         target_sha256: Sha256::digest(target).into(),
@@ -131,6 +130,33 @@ pub fn encode(
         trees: trees_len,
         streams,
     })
+}
+
+/// Compares, and compares again with what was learned of programs: tables in which every reference has changed are only
+/// recognised then.
+fn compare(
+    target: &[u8],
+    trees: &[TreeInfo],
+    old: &Old,
+    progress: &(dyn Fn(f32) + Sync),
+) -> (Vec<Stretch>, Programs) {
+    let rounds = programs::ROUNDS as f32 + 2.0;
+    let mut stretches = diff::diff(target, trees, old, &|share| progress(share / rounds));
+    let mut known = Programs::learn(target, old, &stretches);
+    for round in 1..=programs::ROUNDS {
+        if known.is_empty() {
+            break;
+        }
+        let predicted = known.all_predicted(old, &stretches);
+        stretches = diff::diff(target, trees, &predicted, &|share| progress((round as f32 + share) / rounds));
+        known = Programs::learn(target, old, &stretches);
+    }
+    let progress = |share: f32| progress((rounds - 1.0 + share) / rounds);
+    let chosen = match known.is_empty() {
+        true => choose::choose(target, old, &stretches, &progress),
+        false => choose::choose(target, &known.all_predicted(old, &stretches), &stretches, &progress),
+    };
+    (chosen, known)
 }
 
 fn check(target: &[u8], sources: &[Source<'_>]) -> Result<(), EncodeError> {

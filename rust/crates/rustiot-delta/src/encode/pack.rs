@@ -1,11 +1,15 @@
 //! Stretches of the target as compressed segments.
 
+use super::programs::{Programs, differ};
 use super::{EncodeError, Made, Old, Stretch};
 use crate::code::Code;
 use crate::format::{SEGMENT_OPS_MAX, put_number, zigzag};
+use crate::reference::{AREAS_MAX, MOVES_MAX, References};
 use crate::segment::STREAMS;
 use lzma_rust2::{EncodeMode, LzmaOptions, LzmaWriter, MfType};
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Streams up to this length are compressed in all the ways that [`WAYS`] has, longer ones only in the first.
@@ -33,12 +37,15 @@ struct Raw {
     old: i64,
     /// Copied bytes since the last correction.
     gap: u64,
+    /// Programs that copies come from, and how much is told of them.
+    programs: BTreeSet<usize>,
+    told: usize,
     streams: [Vec<u8>; STREAMS],
 }
 
 impl Raw {
     fn size(&self) -> usize {
-        self.streams.iter().map(Vec::len).sum()
+        self.streams.iter().map(Vec::len).sum::<usize>() + self.told
     }
 
     fn push_len(&mut self, len: usize, kind: u64) {
@@ -47,21 +54,32 @@ impl Raw {
         put_number(&mut self.streams[0], (len as u64) << 2 | kind);
     }
 
-    /// Adds as much of the stretch as fits; returns how much that was.
-    fn push(&mut self, target: &[u8], old: &Old, stretch: &Stretch, most: usize) -> usize {
+    /// Adds as much of the stretch as fits; returns how much that was: nothing when that takes a new segment.
+    fn push(&mut self, from: &From<'_>, stretch: &Stretch, most: usize) -> usize {
+        let From { target, old, .. } = *from;
         let len = stretch.end - stretch.start;
         match stretch.made {
             Made::Zero => self.push_len(len, 2),
             Made::Extra => {
                 let len = len.min(most.saturating_sub(self.size()).max(1));
                 self.push_len(len, 1);
-                self.streams[4].extend_from_slice(&target[stretch.start..stretch.start + len]);
+                self.streams[5].extend_from_slice(&target[stretch.start..stretch.start + len]);
                 return len;
             }
             Made::Copy(address) => {
-                put_number(&mut self.streams[1], zigzag(address as i64 - self.old));
-                let from = &old.bytes[address..address + len];
                 let to = &target[stretch.start..stretch.end];
+                let plain = &old.bytes[address..address + len];
+                let predicted = from.predicted(address, stretch);
+                if let Some((_, numbers)) = &predicted
+                    && !self.tell(from.programs, numbers, most)
+                {
+                    return 0;
+                }
+                put_number(&mut self.streams[1], zigzag(address as i64 - self.old));
+                let (from, kind) = match &predicted {
+                    Some((predicted, _)) => (predicted.as_slice(), 3),
+                    None => (plain, 0),
+                };
                 let mut done = 0;
                 // Corrections are few: pass over what is equal as fast as it goes.
                 while done < len && self.size() < most {
@@ -69,18 +87,65 @@ impl Raw {
                     done += same;
                     self.gap += same as u64;
                     if done < len {
-                        put_number(&mut self.streams[2], self.gap);
-                        self.streams[3].push(to[done].wrapping_sub(from[done]));
+                        put_number(&mut self.streams[3], self.gap);
+                        self.streams[4].push(to[done].wrapping_sub(from[done]));
                         self.gap = 0;
                         done += 1;
                     }
                 }
-                self.push_len(done, 0);
+                self.push_len(done, kind);
                 self.old = (address + done) as i64;
                 return done;
             }
         }
         len
+    }
+}
+
+impl Raw {
+    /// Adds programs to those that are told of; false when they do not fit any more.
+    fn tell(&mut self, programs: &Programs, numbers: &Range<usize>, most: usize) -> bool {
+        let new = || numbers.clone().filter(|number| !self.programs.contains(number));
+        let more: usize = new().map(|number| programs.get(number).size).sum();
+        let count = |list: &dyn Fn(&References) -> usize| -> usize {
+            self.programs
+                .iter()
+                .copied()
+                .chain(new())
+                .map(|number| list(&programs.get(number).references))
+                .sum()
+        };
+        let fits =
+            count(&|list| list.areas.len()) <= AREAS_MAX && count(&|list| list.moves.len()) <= MOVES_MAX;
+        if self.len > 0 && more > 0 && (!fits || self.size() + more >= most) {
+            return false;
+        }
+        self.programs.extend(numbers.clone());
+        self.told += more;
+        true
+    }
+}
+
+/// What stretches are made from.
+struct From<'a> {
+    target: &'a [u8],
+    old: &'a Old,
+    programs: &'a Programs,
+}
+
+impl From<'_> {
+    /// What a copy becomes when its references are predicted, and the programs that it is from; none when that does not
+    /// help.
+    fn predicted(&self, address: usize, stretch: &Stretch) -> Option<(Vec<u8>, Range<usize>)> {
+        let len = stretch.end - stretch.start;
+        let numbers = self.programs.within(address, len);
+        let (plain, to) = (&self.old.bytes[address..address + len], &self.target[stretch.start..stretch.end]);
+        if numbers.is_empty() || plain == to {
+            return None;
+        }
+        let predicted =
+            self.programs.predicted(self.old, address, stretch.start as i64 - address as i64, len);
+        (differ(&predicted, to) < differ(plain, to)).then_some((predicted, numbers))
     }
 }
 
@@ -98,9 +163,11 @@ pub(crate) fn pack(
     target: &[u8],
     old: &Old,
     stretches: &[Stretch],
+    programs: &Programs,
     how: How,
     progress: &(dyn Fn(f32) + Sync),
 ) -> Result<Vec<Packed>, EncodeError> {
+    let from = From { target, old, programs };
     let mut raws = vec![Raw::default()];
     for stretch in stretches {
         let mut stretch = *stretch;
@@ -111,7 +178,11 @@ pub(crate) fn pack(
                 raws.push(Raw::default());
                 continue;
             }
-            let done = raw.push(target, old, &stretch, how.streams);
+            let done = raw.push(&from, &stretch, how.streams);
+            if done == 0 {
+                raws.push(Raw::default());
+                continue;
+            }
             stretch.start += done;
             if let Made::Copy(address) = &mut stretch.made {
                 *address += done;
@@ -119,6 +190,9 @@ pub(crate) fn pack(
         }
     }
     raws.retain(|raw| raw.len > 0);
+    for raw in &mut raws {
+        raw.streams[2] = programs.together(raw.programs.iter().copied()).to_bytes();
+    }
     compress_all(&raws, progress)
 }
 

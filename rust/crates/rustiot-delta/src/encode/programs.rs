@@ -1,0 +1,459 @@
+//! What moved how far in old programs: ELF files are looked for in the old data, and what refers to what in them is
+//! compared with where it refers to in the target. Nothing here has to be right: a wrong guess costs corrections, and
+//! whatever does not pay is left out. The decoder's side is `reference.rs`.
+
+use super::{Made, Old, Stretch};
+use crate::reference::{Area, Fields, Kind, Move, Program, References, WINDOW};
+use object::elf;
+use object::read::elf::{FileHeader as _, ProgramHeader as _};
+use object::{LittleEndian, elf::FileHeader64};
+
+/// Files begin at multiples of this: blocks of a file system, or records of a tar archive.
+const GRID: usize = 512;
+/// Rounds of looking for what moved and comparing again with that in mind.
+pub(crate) const ROUNDS: usize = 2;
+/// So many references must agree that something moved.
+const AGREE: usize = 4;
+/// Moves of one program.
+const MOVES_MAX: usize = 1 << 14;
+/// What a correction costs in a delta, compared with a byte of what is told of a program: both are compressed.
+const WORTH: usize = 1;
+
+/// Programs of the old data that have changed, by address; each with its own list.
+pub(crate) struct Programs {
+    each: Vec<Known>,
+}
+
+/// A program and what is told of it.
+pub(crate) struct Known {
+    /// Where it lies in the old data, as far as it is known.
+    start: u64,
+    end: u64,
+    /// It alone.
+    pub(crate) references: References,
+    /// How long its list is.
+    pub(crate) size: usize,
+}
+
+/// A copy: address, place in the target, length.
+#[derive(Clone, Copy)]
+struct Copy {
+    from: u64,
+    to: u64,
+    len: u64,
+}
+
+impl Copy {
+    fn by(&self) -> i64 {
+        self.to as i64 - self.from as i64
+    }
+
+    fn end(&self) -> u64 {
+        self.from + self.len
+    }
+}
+
+impl Programs {
+    /// None.
+    pub(crate) fn none() -> Self {
+        Programs { each: Vec::new() }
+    }
+
+    /// Learns from the stretches of a target.
+    pub(crate) fn learn(target: &[u8], old: &Old, stretches: &[Stretch]) -> Self {
+        let mut copies: Vec<Copy> = stretches.iter().filter_map(copy).collect();
+        copies.sort_unstable_by_key(|copy| (copy.from, copy.to));
+        let longest = copies.iter().map(|copy| copy.len).max().unwrap_or(0);
+        let mut each = Vec::new();
+        for found in found(old) {
+            let (start, end) = (found.areas.first().map_or(0, |area| area.start), found.end());
+            // Copies that may reach into it begin no further in front than the longest one is long.
+            let low = copies.partition_point(|copy| copy.from + longest <= start);
+            let high = copies.partition_point(|copy| copy.from < end);
+            let own: Vec<Copy> =
+                copies[low..high.max(low)].iter().filter(|copy| copy.end() > start).copied().collect();
+            let changed = |copy: &&Copy| {
+                let (low, high) = (copy.from.max(start), copy.end().min(end));
+                let to = (low as i64 + copy.by()) as usize;
+                old.bytes[low as usize..high as usize] != target[to..to + (high - low) as usize]
+            };
+            let changed: Vec<Copy> = own.iter().filter(changed).copied().collect();
+            if changed.is_empty() {
+                continue;
+            }
+            each.extend(Learner { target, old: &old.bytes, own: &own, changed: &changed }.learn(found));
+        }
+        Programs { each }
+    }
+
+    /// Programs in old data from `address` on, by number.
+    pub(crate) fn within(&self, address: usize, len: usize) -> std::ops::Range<usize> {
+        let (start, end) = (address as u64, (address + len) as u64);
+        let low = self.each.partition_point(|known| known.end <= start);
+        low..self.each.partition_point(|known| known.start < end).max(low)
+    }
+
+    /// One of them.
+    pub(crate) fn get(&self, number: usize) -> &Known {
+        &self.each[number]
+    }
+
+    /// The lists of these together.
+    pub(crate) fn together(&self, numbers: impl Iterator<Item = usize>) -> References {
+        let mut all = References::default();
+        for number in numbers {
+            let one = &self.each[number].references;
+            let (program, first) = (all.programs.len() as u32, all.moves.len());
+            all.areas.extend(one.areas.iter().map(|area| Area { program, ..area.clone() }));
+            all.moves.extend_from_slice(&one.moves);
+            all.programs.extend(
+                one.programs
+                    .iter()
+                    .map(|program| Program { moves: (first, all.moves.len()), ..program.clone() }),
+            );
+        }
+        all
+    }
+
+    /// What old data becomes when it is copied to `by` further on.
+    pub(crate) fn predicted(&self, old: &Old, address: usize, by: i64, len: usize) -> Vec<u8> {
+        let mut part = old.bytes[address..address + len].to_vec();
+        for number in self.within(address, len) {
+            predict(&self.each[number].references, &old.bytes, address as u64, by, &mut part);
+        }
+        part
+    }
+
+    /// All old data as it becomes where most of it goes.
+    pub(crate) fn all_predicted(&self, old: &Old, stretches: &[Stretch]) -> Old {
+        let mut copies: Vec<Copy> = stretches.iter().filter_map(copy).collect();
+        // Shorter ones first: longer ones come over them.
+        copies.sort_unstable_by_key(|copy| (copy.len, copy.from, copy.to));
+        let mut bytes = old.bytes.clone();
+        for copy in copies {
+            for number in self.within(copy.from as usize, copy.len as usize) {
+                let known = &self.each[number];
+                let (low, high) = (copy.from.max(known.start), copy.end().min(known.end));
+                let part = &mut bytes[low as usize..high as usize];
+                part.copy_from_slice(&old.bytes[low as usize..high as usize]);
+                predict(&known.references, &old.bytes, low, copy.by(), part);
+            }
+        }
+        Old { bytes, ranges: old.ranges.clone() }
+    }
+
+    /// True when nothing is known.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.each.is_empty()
+    }
+}
+
+fn copy(stretch: &Stretch) -> Option<Copy> {
+    let Made::Copy(from) = stretch.made else { return None };
+    Some(Copy { from: from as u64, to: stretch.start as u64, len: (stretch.end - stretch.start) as u64 })
+}
+
+fn predict(references: &References, old: &[u8], address: u64, by: i64, part: &mut [u8]) {
+    let read = &mut |at: u64, window: &mut [u8]| {
+        let from = old.get(at as usize..at as usize + window.len());
+        from.inspect(|from| window.copy_from_slice(from));
+        Ok(from.is_some())
+    };
+    // Reading from memory does not fail.
+    let _ = references.predict(address, by, part, read);
+}
+
+/// A program before anything was learned.
+struct Found {
+    program: Program,
+    areas: Vec<Area>,
+}
+
+impl Found {
+    fn end(&self) -> u64 {
+        self.areas.last().map_or(0, |area| area.end)
+    }
+}
+
+/// All programs in the old data, by address.
+fn found(old: &Old) -> Vec<Found> {
+    let mut all: Vec<Found> = Vec::new();
+    for (low, high) in &old.ranges {
+        for at in (*low..*high).step_by(GRID) {
+            let file = &old.bytes[at..*high];
+            if !file.starts_with(&elf::ELFMAG) {
+                continue;
+            }
+            let Some(found) = program(file, at as u64) else { continue };
+            // A file's last block may lie elsewhere (EROFS keeps it with the inode): the next file begins there.
+            if let Some(last) = all.last_mut() {
+                last.areas.retain(|area| area.start < at as u64);
+                last.areas.iter_mut().for_each(|area| area.end = area.end.min(at as u64));
+            }
+            all.push(found);
+        }
+    }
+    all.retain(|found| !found.areas.is_empty());
+    all
+}
+
+/// The ELF file at the front of `file`, which lies at `address`.
+fn program(file: &[u8], address: u64) -> Option<Found> {
+    let header = FileHeader64::<LittleEndian>::parse(file).ok()?;
+    let endian = header.endian().ok()?;
+    let code = match header.e_machine.get(endian) {
+        elf::EM_X86_64 => Kind::X86,
+        elf::EM_AARCH64 => Kind::Arm64,
+        _ => return None,
+    };
+    let headers = header.program_headers(endian, file).ok()?;
+    let loads = || headers.iter().filter(|header| header.p_type(endian) == elf::PT_LOAD);
+    // What lies too far from the rest is not referred to by distances (variables of each processor in a kernel).
+    let top = loads().map(|load| load.p_vaddr(endian)).max()?;
+    let loads = || loads().filter(|load| top - load.p_vaddr(endian) <= i32::MAX as u64 / 2);
+    let lowest = loads().map(|load| load.p_vaddr(endian)).min()? & !0xfff;
+    let highest = loads().map(|load| load.p_vaddr(endian).saturating_add(load.p_memsz(endian))).max()?;
+    let span = u32::try_from(highest.checked_sub(lowest)?).ok().filter(|span| *span <= i32::MAX as u32)?;
+    let code_of = |load: &&elf::ProgramHeader64<LittleEndian>| load.p_flags(endian) & elf::PF_X != 0;
+    let code_low = loads().filter(code_of).map(|load| load.p_vaddr(endian)).min().unwrap_or(lowest);
+    let code_high =
+        loads().filter(code_of).map(|load| load.p_vaddr(endian).saturating_add(load.p_memsz(endian)));
+    let code_high = code_high.max().unwrap_or(code_low);
+    let table = headers.iter().find(|header| header.p_type(endian) == elf::PT_GNU_EH_FRAME);
+    let mut areas: Vec<Area> = Vec::new();
+    let mut add = |offset: u64, end: u64, virtually: u64, kind: Kind| {
+        if offset >= end {
+            return;
+        }
+        let (start, end) = (address + offset, address + end);
+        let place = virtually.checked_sub(lowest).and_then(|place| u32::try_from(place).ok());
+        let in_order = areas.last().is_none_or(|last| last.end <= start);
+        if let Some(place) = place.filter(|place| *place < span && in_order) {
+            areas.push(Area { start, end, kind, place, program: 0 });
+        }
+    };
+    for (number, load) in loads().enumerate() {
+        let (start, virtually) = (load.p_offset(endian), load.p_vaddr(endian));
+        let end = start.checked_add(load.p_filesz(endian))?.min(file.len() as u64);
+        let flags = load.p_flags(endian);
+        let kind = match flags {
+            flags if flags & elf::PF_X != 0 => code,
+            flags if flags & elf::PF_W != 0 || number == 0 => Kind::Pointers,
+            _ => Kind::Jumps,
+        };
+        let split = table.map(|table| (table.p_offset(endian), table.p_filesz(endian)));
+        match split.filter(|(table, len)| start <= *table && table.saturating_add(*len) <= end) {
+            Some((table, len)) => {
+                let at = |offset: u64| virtually.wrapping_add(offset - start);
+                add(start, table, virtually, kind);
+                add(table, table + len, at(table), Kind::Table);
+                let frames = (table + len).next_multiple_of(8).min(end);
+                add(frames, end, at(frames), Kind::Frames);
+            }
+            None => add(start, end, virtually, kind),
+        }
+    }
+    let place = |virtually: u64| (virtually - lowest).min(u64::from(span)) as u32;
+    let code = (place(code_low), place(code_high));
+    let program = Program { lowest, span, code, moved: 0, moves: (0, 0) };
+    Some(Found { program, areas })
+}
+
+/// Finds out what is to be told of a program.
+struct Learner<'a> {
+    target: &'a [u8],
+    old: &'a [u8],
+    /// Copies from it, and those among them that need corrections.
+    own: &'a [Copy],
+    changed: &'a [Copy],
+}
+
+impl Learner<'_> {
+    fn learn(&self, found: Found) -> Option<Known> {
+        let Found { mut program, areas } = found;
+        let start = areas.first()?.start;
+        // The file moved as its head did.
+        let head = self.own.iter().filter(|copy| copy.from <= start && copy.end() > start);
+        let head = head.max_by_key(|copy| copy.len).or(self.own.iter().max_by_key(|copy| copy.len));
+        program.moved = head?.by();
+        let moves = self.moves(&program, &areas);
+        let mut references = References { areas, moves, programs: vec![program] };
+        self.trim(&mut references);
+        let areas = self.kinds(&references);
+        let program = references.programs.pop()?;
+        let moves = self.moves(&program, &areas);
+        let mut references = References { areas, moves, programs: vec![program] };
+        self.trim(&mut references);
+        let saved = self.saved(&references);
+        let size = references.to_bytes().len();
+        let (start, end) = (references.areas.first()?.start, references.areas.last()?.end);
+        (saved > WORTH * size).then_some(Known { start, end, references, size })
+    }
+
+    /// Keeps the list's length allowed and its numbers right.
+    fn trim(&self, references: &mut References) {
+        references.moves.truncate(MOVES_MAX);
+        let moves = (0, references.moves.len());
+        references.programs.iter_mut().for_each(|program| program.moves = moves);
+    }
+
+    /// What moved how far, by what the references say in the target.
+    fn moves(&self, program: &Program, areas: &[Area]) -> Vec<Move> {
+        let mut votes: Vec<(u32, i32)> = Vec::new();
+        for area in areas {
+            // Where a table's start goes is where it was copied to.
+            let table = self.own.iter().filter(|copy| copy.from <= area.start && area.start < copy.end());
+            let table = table.max_by_key(|copy| copy.len).map(|copy| copy.by() - program.moved);
+            if let (Kind::Table, Some(by)) = (area.kind, table)
+                && let Ok(by) = i32::try_from(by)
+            {
+                votes.extend([(area.place, by); 2 * AGREE]);
+            }
+            for copy in self.changed.iter().filter(|copy| copy.from < area.end && copy.end() > area.start) {
+                let own = copy.by() - program.moved;
+                let from = match area.kind {
+                    Kind::Table => table.unwrap_or(own),
+                    _ => own,
+                };
+                for (at, old, new) in self.windows(area, copy) {
+                    let mut fields = Fields::new(program, area, at);
+                    while let Some(field) = fields.next(old) {
+                        let by = field.moved_by(old, new, from);
+                        votes.extend(by.and_then(|by| Some((field.to, i32::try_from(by).ok()?))));
+                    }
+                }
+            }
+        }
+        counted(votes)
+    }
+
+    /// The windows of an area that a copy has as a whole or in part: address, old bytes, new bytes.
+    fn windows(&self, area: &Area, copy: &Copy) -> impl Iterator<Item = (u64, &[u8], &[u8])> {
+        let (area_start, area_end, copy) = (area.start, area.end, *copy);
+        let low = area_start.max(copy.from / WINDOW * WINDOW);
+        let high = area_end.min(copy.end());
+        (low / WINDOW..high.div_ceil(WINDOW)).filter_map(move |number| {
+            let start = (number * WINDOW).max(area_start);
+            // Only what the copy has: fields that it cuts are not looked at.
+            let (start, end) = (start, ((number + 1) * WINDOW).min(area_end).min(copy.end()));
+            let start = if start < copy.from { copy.from.next_multiple_of(8) } else { start };
+            let to = (start as i64 + copy.by()) as usize;
+            let len = end.checked_sub(start)? as usize;
+            Some((start, &self.old[start as usize..end as usize], self.target.get(to..to + len)?))
+        })
+    }
+
+    /// Bytes that are right as they are less those that are right when predicted, window by window, for each kind.
+    fn kinds(&self, references: &References) -> Vec<Area> {
+        let Some(program) = references.programs.first() else { return Vec::new() };
+        let mut areas: Vec<Area> = Vec::new();
+        for area in &references.areas {
+            let code = match area.kind {
+                Kind::Arm64 => Kind::Arm64,
+                _ => Kind::X86,
+            };
+            let kinds: &[Kind] = match area.kind {
+                Kind::Table => &[Kind::Table],
+                _ => &[area.kind, code, Kind::Jumps, Kind::Frames, Kind::Pointers],
+            };
+            let mut part = area.clone();
+            let mut last: Option<Kind> = Some(area.kind);
+            let mut add = |part: &Area, kind: Option<Kind>| {
+                let Some(kind) = kind else { return };
+                match areas.last_mut() {
+                    Some(last) if last.kind == kind && last.end == part.start => last.end = part.end,
+                    _ => areas.push(Area { kind, ..part.clone() }),
+                }
+            };
+            if area.kind == Kind::Table {
+                add(&part, last);
+                continue;
+            }
+            while part.start < area.end {
+                part.end = ((part.start / WINDOW + 1) * WINDOW).min(area.end);
+                let plain = self.wrong(references, program, &part, false);
+                if plain > 0 {
+                    let tried = kinds.iter().map(|kind| {
+                        let part = Area { kind: *kind, ..part.clone() };
+                        (self.wrong(references, program, &part, true), *kind)
+                    });
+                    let best = tried.min_by_key(|(wrong, kind)| (*wrong, Some(*kind) != last));
+                    last = best.filter(|(wrong, _)| *wrong < plain).map(|(_, kind)| kind);
+                }
+                add(&part, last);
+                part.place = part.place.wrapping_add((part.end - part.start) as u32);
+                part.start = part.end;
+            }
+        }
+        areas
+    }
+
+    /// Bytes of an area that need a correction, predicted or not.
+    fn wrong(&self, references: &References, program: &Program, area: &Area, predicted: bool) -> usize {
+        let mut wrong = 0;
+        let mut window = Vec::new();
+        for copy in self.changed.iter().filter(|copy| copy.from < area.end && copy.end() > area.start) {
+            for (at, old, new) in self.windows(area, copy) {
+                window.clear();
+                window.extend_from_slice(old);
+                if predicted {
+                    references.rewrite(program, area, at, copy.by(), &mut window);
+                }
+                wrong += differ(&window, new);
+            }
+        }
+        wrong
+    }
+
+    /// Corrections that are saved.
+    fn saved(&self, references: &References) -> usize {
+        let mut saved = 0usize;
+        let (Some(first), Some(last)) = (references.areas.first(), references.areas.last()) else { return 0 };
+        for copy in self.changed {
+            let (low, high) = (copy.from.max(first.start), copy.end().min(last.end));
+            if low >= high {
+                continue;
+            }
+            let to = (low as i64 + copy.by()) as usize;
+            let old = &self.old[low as usize..high as usize];
+            let new = &self.target[to..to + old.len()];
+            let mut part = old.to_vec();
+            predict(references, self.old, low, copy.by(), &mut part);
+            saved += differ(old, new).saturating_sub(differ(&part, new));
+        }
+        saved
+    }
+}
+
+/// How many bytes differ.
+pub(crate) fn differ(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).filter(|(a, b)| a != b).count()
+}
+
+/// Moves from votes: what most say of each place, without what only a few say.
+fn counted(mut votes: Vec<(u32, i32)>) -> Vec<Move> {
+    votes.sort_unstable();
+    // Move and how many agree.
+    let mut runs: Vec<(Move, usize)> = Vec::new();
+    let push = |runs: &mut Vec<(Move, usize)>, next: (Move, usize)| match runs.last_mut() {
+        Some((last, count)) if last.by == next.0.by => *count += next.1,
+        _ => runs.push(next),
+    };
+    for place in votes.chunk_by(|a, b| a.0 == b.0) {
+        let most = place.chunk_by(|a, b| a == b).max_by_key(|same| same.len()).unwrap_or_default();
+        if let Some((place, by)) = most.first() {
+            push(&mut runs, (Move { place: *place, by: *by }, most.len()));
+        }
+    }
+    for few in 1..AGREE {
+        let mut kept = Vec::new();
+        runs.into_iter().filter(|(_, count)| *count > few).for_each(|run| push(&mut kept, run));
+        runs = kept;
+    }
+    let mut moves: Vec<Move> = runs.into_iter().map(|(entry, _)| entry).collect();
+    // Nothing moved is what is assumed in front of the first one.
+    if moves.first().is_some_and(|first| first.by == 0) {
+        moves.remove(0);
+    }
+    moves
+}
