@@ -1,6 +1,6 @@
 //! Whole deltas: what is encoded decodes, what is damaged is an error.
 #![cfg(feature = "encode")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
 
 use proptest::prelude::*;
 use rustiot_delta::{Delta, Error, Options, ReadAt, Source, Target, TreeHint, encode};
