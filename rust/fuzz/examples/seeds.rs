@@ -295,17 +295,47 @@ fn deltas() -> Result<Vec<Seed>, Box<dyn Error>> {
     let mut new = old.clone();
     new[1000..1100].fill(9);
     new.splice(50_000..50_000, [3; 333]);
+    let source = |bytes| vec![rustiot_delta::Source { name: "root", bytes }];
+    let (old_program, new_program) = (program(0), program(32));
     let mut seeds = Vec::new();
-    for (name, sources) in
-        [("from-old", vec![rustiot_delta::Source { name: "root", bytes: &old }]), ("full", vec![])]
-    {
+    for (name, new, sources) in [
+        ("from-old", &new, source(&old)),
+        ("full", &new, vec![]),
+        ("from-program", &new_program, source(&old_program)),
+    ] {
         let mut delta = Vec::new();
-        rustiot_delta::encode(&new, &sources, &rustiot_delta::Options::default(), &mut delta, &|_| {})?;
+        rustiot_delta::encode(new, &sources, &rustiot_delta::Options::default(), &mut delta, &|_| {})?;
         let opened = rustiot_delta::Delta::open(delta.as_slice())?;
         assert_eq!(opened.header().target_len, new.len() as u64, "{name}");
         seeds.push(("delta", name.to_owned(), delta));
     }
     Ok(seeds)
+}
+
+/// An ELF file whose only load is code that calls itself; so many bytes come in front of its second half.
+fn program(more: usize) -> Vec<u8> {
+    let mut file = vec![0u8; 4096];
+    let start = |number: usize| 4096 + 48 * number + if number < 300 { 0 } else { more };
+    for number in 0..600 {
+        file.resize(start(number), 0x90);
+        for call in 0..4 {
+            let to = start((number * 7 + call * 131) % 600);
+            let distance = to as i32 - file.len() as i32 - 5;
+            file.push(0xe8);
+            file.extend_from_slice(&distance.to_le_bytes());
+        }
+        file.extend_from_slice(&(number as u64 * 0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    }
+    let len = file.len() as u64;
+    file[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    // ET_DYN, EM_X86_64, EV_CURRENT; one program header of 56 bytes behind the header's 64: PT_LOAD, read and execute.
+    for (at, value) in [(16, 3u8), (18, 62), (20, 1), (32, 64), (52, 64), (54, 56), (56, 1), (64, 1), (68, 5)]
+    {
+        file[at] = value;
+    }
+    file[96..104].copy_from_slice(&len.to_le_bytes());
+    file[104..112].copy_from_slice(&len.to_le_bytes());
+    file
 }
 
 /// Releases with a full way and a delta.

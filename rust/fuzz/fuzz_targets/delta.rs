@@ -11,10 +11,8 @@ fuzz_target!(|data: &[u8]| {
     if header.target_len > 1 << 22 || header.sources.iter().any(|source| source.len > 1 << 20) {
         return;
     }
-    let sources = header
-        .sources
-        .iter()
-        .map(|source| Box::new(vec![0x5a_u8; source.len as usize]) as Box<dyn ReadAt + Send>);
+    let sources =
+        header.sources.iter().map(|source| Box::new(old(source.len as usize)) as Box<dyn ReadAt + Send>);
     let Ok(mut target) = delta.target(sources.collect()) else { return };
     let mut part = [0; 300];
     for at in [header.target_len / 2, 0, header.target_len.saturating_sub(300)] {
@@ -23,3 +21,9 @@ fuzz_target!(|data: &[u8]| {
     }
     let _ = target.verify(&mut |_| Ok(()));
 });
+
+/// Old data in which references are found: CALL, RIP-relative, ADRP with its LDR, BL, a pointer.
+fn old(len: usize) -> Vec<u8> {
+    let words: [u32; 8] = [0xe800_0010, 0x058b_4800, 0x20, 0xb000_0000, 0xf940_0400, 0x9400_0010, 0x1040, 0];
+    words.iter().flat_map(|word| word.to_le_bytes()).cycle().take(len).collect()
+}
