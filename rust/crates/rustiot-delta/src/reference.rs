@@ -36,12 +36,14 @@ pub(crate) enum Kind {
     Table,
     /// Words of 8 bytes: virtual addresses.
     Pointers,
+    /// Words of 4 bytes: places.
+    Offsets,
 }
 
 impl Kind {
     /// All, by the byte that stands for them.
-    pub(crate) const ALL: [Kind; 6] =
-        [Kind::X86, Kind::Arm64, Kind::Jumps, Kind::Frames, Kind::Table, Kind::Pointers];
+    pub(crate) const ALL: [Kind; 7] =
+        [Kind::X86, Kind::Arm64, Kind::Jumps, Kind::Frames, Kind::Table, Kind::Pointers, Kind::Offsets];
 }
 
 /// An old program: an ELF file whose parts refer to each other. Places in it are virtual addresses less its lowest one.
@@ -236,6 +238,8 @@ enum Form {
     On,
     /// 4 bytes: how far back.
     Back,
+    /// 4 bytes: where.
+    There,
     /// 8 bytes: where.
     Where,
     /// The low 26 bits of 4 bytes: how far on, in words.
@@ -278,6 +282,7 @@ impl Field {
         match self.form {
             Form::On => put(window, self.at, &old.wrapping_add(by as u32).to_le_bytes()),
             Form::Back => put(window, self.at, &old.wrapping_sub(by as u32).to_le_bytes()),
+            Form::There => put(window, self.at, &old.wrapping_add(to as u32).to_le_bytes()),
             Form::Where => {
                 let Some(old) = long(window, self.at) else { return };
                 put(window, self.at, &old.wrapping_add(to as u64).to_le_bytes());
@@ -305,6 +310,7 @@ impl Field {
         Some(match self.form {
             Form::On => by.wrapping_add(from),
             Form::Back => from.wrapping_sub(by),
+            Form::There => by,
             Form::Where => long(new, self.at)?.wrapping_sub(long(old, self.at)?) as i64,
             Form::Branch if (was ^ is) & !BRANCH == 0 => i64::from((is << 6) as i32 >> 4)
                 .wrapping_sub(i64::from((was << 6) as i32 >> 4))
@@ -354,7 +360,7 @@ impl<'a> Fields<'a> {
         // Words lie at multiples of their length from the area's start on.
         let align = match area.kind {
             Kind::X86 => 1,
-            Kind::Arm64 | Kind::Jumps | Kind::Frames | Kind::Table => 4,
+            Kind::Arm64 | Kind::Jumps | Kind::Frames | Kind::Table | Kind::Offsets => 4,
             Kind::Pointers => 8,
         };
         let at = (offset.wrapping_neg() % align) as usize;
@@ -366,7 +372,7 @@ impl<'a> Fields<'a> {
         match self.area.kind {
             Kind::X86 => self.x86(window),
             Kind::Arm64 => self.arm64(window),
-            Kind::Jumps | Kind::Frames | Kind::Table => self.words(window),
+            Kind::Jumps | Kind::Frames | Kind::Table | Kind::Offsets => self.words(window),
             Kind::Pointers => self.pointers(window),
         }
     }
@@ -434,6 +440,7 @@ impl<'a> Fields<'a> {
             let distance = i64::from(value as i32);
             let (form, to) = match self.area.kind {
                 Kind::Table => (Form::On, self.place(self.area.place, distance)),
+                Kind::Offsets => (Form::There, (value < self.program.span).then_some(value)),
                 kind => {
                     let (start, end) = self.program.code;
                     let to = self.place(place, distance).filter(|to| (start..end).contains(to));
@@ -573,12 +580,14 @@ mod tests {
         // From the area's start, which moved by 4.
         let table = references(Kind::Table, &[(0x1000, 4), (0x3000, 8)]);
         assert_eq!(predicted(&table, &words(&[0x3000, 0x100]), 24), words(&[0x3004, 0x100]));
+        let offsets = references(Kind::Offsets, &[(0x3000, 12)]);
+        assert_eq!(predicted(&offsets, &words(&[0x4000, 0x2000, -1]), 24), words(&[0x400c, 0x2000, -1]));
         let pointers = references(Kind::Pointers, &[(0x3000, -8)]);
         assert_eq!(predicted(&pointers, &words(&[0x4000, 0, 5, 0]), 24), words(&[0x3ff8, 0, 5, 0]));
     }
 
     fn any_references() -> impl Strategy<Value = References> {
-        let area = (0..6usize, 1..300u64, 1..9000u64);
+        let area = (0..7usize, 1..300u64, 1..9000u64);
         let entry = (1..5000u32, any::<i16>());
         let program = (prop::collection::vec(area, 1..4), prop::collection::vec(entry, 0..5), any::<i32>());
         prop::collection::vec(program, 0..3).prop_map(|programs| {

@@ -206,6 +206,10 @@ fn program(file: &[u8], address: u64) -> Option<Found> {
         elf::EM_AARCH64 => Kind::Arm64,
         _ => return None,
     };
+    if header.e_type.get(endian) == elf::ET_REL {
+        let end = header.e_shoff(endian).min(file.len() as u64);
+        return relocatable(file.get(..end as usize)?, address, code);
+    }
     let headers = header.program_headers(endian, file).ok()?;
     let loads = || headers.iter().filter(|header| header.p_type(endian) == elf::PT_LOAD);
     // What lies too far from the rest is not referred to by distances (variables of each processor in a kernel).
@@ -256,7 +260,73 @@ fn program(file: &[u8], address: u64) -> Option<Found> {
     let place = |virtually: u64| (virtually - lowest).min(u64::from(span)) as u32;
     let code = (place(code_low), place(code_high));
     let program = Program { lowest, span, code, moved: 0, moves: (0, 0) };
+    let areas = areas.into_iter().flat_map(|area| split(file, address, &program, area)).collect();
     Some(Found { program, areas })
+}
+
+/// An object that is not linked yet (a kernel module), as far as its sections' table. The table lies at its end, which
+/// EROFS keeps elsewhere: what is what has to be seen from the bytes. Places are those of its code, which comes first.
+fn relocatable(file: &[u8], address: u64, code: Kind) -> Option<Found> {
+    let start = std::mem::size_of::<FileHeader64<LittleEndian>>() as u64;
+    let span = u32::try_from(file.len()).ok()?.checked_sub(start as u32).filter(|span| *span > 0)?;
+    let program = Program { lowest: 0, span, code: (0, span), moved: 0, moves: (0, 0) };
+    let whole =
+        Area { start: address + start, end: address + file.len() as u64, kind: code, place: 0, program: 0 };
+    let areas = split(file, address, &program, whole);
+    Some(Found { program, areas })
+}
+
+/// An area by windows, those that look like a table apart: program headers do not tell of them.
+fn split(file: &[u8], address: u64, program: &Program, area: Area) -> Vec<Area> {
+    if !matches!(area.kind, Kind::X86 | Kind::Arm64 | Kind::Jumps) {
+        return vec![area];
+    }
+    let mut areas: Vec<Area> = Vec::new();
+    let mut at = area.start;
+    while at < area.end {
+        let end = ((at / WINDOW + 1) * WINDOW).min(area.end);
+        let place = area.place + (at - area.start) as u32;
+        let window = &file[(at - address) as usize..(end - address) as usize];
+        let kind = looks(window, place, program).unwrap_or(area.kind);
+        match areas.last_mut() {
+            Some(last) if last.kind == kind => last.end = end,
+            _ => areas.push(Area { start: at, end, kind, place, program: 0 }),
+        }
+        at = end;
+    }
+    areas
+}
+
+/// What kind of table a window looks like.
+fn looks(window: &[u8], place: u32, program: &Program) -> Option<Kind> {
+    /// Smaller numbers may be anything.
+    const FAR: i64 = 4096;
+    let words = || window.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
+    let longs = || window.as_chunks::<8>().0.iter().map(|long| u64::from_le_bytes(*long));
+    let (start, end) = (i64::from(program.code.0), i64::from(program.code.1));
+    let jumps = words().zip((i64::from(place)..).step_by(4)).filter(|(word, place)| {
+        let distance = i64::from(*word as i32);
+        distance.abs() >= FAR && (start..end).contains(&(place + distance))
+    });
+    if jumps.count() * 8 >= words().count() * 5 {
+        return Some(Kind::Jumps);
+    }
+    let offsets = words().zip(words().skip(1)).filter(|(word, next)| word <= next && *next < program.span);
+    if words().count() > 64
+        && offsets.count() * 10 >= words().count() * 9
+        && words().max() >= Some(FAR as u32)
+    {
+        return Some(Kind::Offsets);
+    }
+    // Relocations: where, a number of a kind with one of a symbol, and what is added.
+    let kinds = longs()
+        .filter(|long| (1..1 << 16).contains(&(long >> 32)) && (1..64).contains(&(long & 0xffff_ffff)));
+    let pointers = longs().filter(|long| {
+        let to = long.wrapping_sub(program.lowest);
+        *long >= FAR as u64 && to < u64::from(program.span)
+    });
+    let tables = kinds.count() * 4 >= longs().count() || pointers.count() * 3 >= longs().count();
+    tables.then_some(Kind::Pointers)
 }
 
 /// Finds out what is to be told of a program.
@@ -354,7 +424,7 @@ impl Learner<'_> {
             };
             let kinds: &[Kind] = match area.kind {
                 Kind::Table => &[Kind::Table],
-                _ => &[area.kind, code, Kind::Jumps, Kind::Frames, Kind::Pointers],
+                _ => &[area.kind, code, Kind::Jumps, Kind::Frames, Kind::Pointers, Kind::Offsets],
             };
             let mut part = area.clone();
             let mut last: Option<Kind> = Some(area.kind);
