@@ -37,6 +37,11 @@ const CHECK_LIMIT: Duration = Duration::from_secs(300);
 const FIRST_LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// An install that writes nothing for so long is given up and started again.
 const STALL_LIMIT: Duration = Duration::from_secs(900);
+/// The kernel gives RAUC's device up when an answer has not come for 300 s. From here on RAUC's failure, if it comes, is
+/// the outage's.
+const HELD_LIMIT: Duration = Duration::from_secs(240);
+/// How long after RAUC was held for so long its failure may come: what is left of the kernel's time, and RAUC's end.
+const HELD_ECHO: Duration = Duration::from_secs(120);
 /// How often the written bytes are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// How often the ledger is looked at while others act on it (trial, soak, a running RAUC).
@@ -117,6 +122,8 @@ pub(crate) struct Engine<I, L, D, M, R, F: Fetcher> {
     /// What the last look at the repository found, and where.
     offer: Option<(Plan, String)>,
     session: Option<F::Session>,
+    /// When RAUC was last seen held for longer than `HELD_LIMIT`.
+    overdue: Cell<Option<Instant>>,
     /// What the attempt that runs costs.
     count: Cell<Option<acquire::Count>>,
     next: Option<(Instant, Job)>,
@@ -160,6 +167,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             tx: RefCell::new(tx),
             offer: None,
             session: None,
+            overdue: Cell::default(),
             count: Cell::default(),
             next: None,
             polling: acquire::Polling::default(),
@@ -675,7 +683,12 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         }
         self.publish(Phase::Checking, "looking at the bundle");
         self.begin_count(Stage::Install);
-        let end = match self.open_session(&tx).await {
+        self.overdue.set(None);
+        let begun = match self.may_stream(&tx) {
+            Ok(()) => self.open_session(&tx).await,
+            refused => refused,
+        };
+        let end = match begun {
             Err(failure) => End::Failed { failure, announced: false },
             Ok(()) => {
                 let attempt = self.attempt(tx.clone());
@@ -721,9 +734,12 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     }
 
     fn install_failed(&mut self, failure: Failure, announced: bool) {
-        // While the network is away nothing is held against the way or counted.
-        let outage =
-            self.session.as_ref().and_then(Session::complaint).is_some_and(|c| c.kind.is_transient());
+        // While the network is away nothing is held against the way or counted. The proxy may be in the middle of one
+        // more try, with nothing to complain of, when the kernel's patience ends.
+        let met = self.session.as_ref().and_then(Session::complaint);
+        let overdue = self.overdue.take().is_some_and(|at| at.elapsed() < HELD_ECHO);
+        let outage = overdue || met.is_some_and(|met| met.kind.is_transient());
+        let total = self.session.as_ref().map_or(0, |session| session.progress().total);
         self.session = None;
         let broken = failure.kind == Kind::ReadFailed && !outage;
         // Stored with the next start.
@@ -734,7 +750,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             if failure.kind == Kind::Interrupted {
                 tx.deaths = tx.deaths.saturating_add(1);
             }
-            if outage && announced {
+            if outage && (announced || tx.tries > 1) {
                 tx.tries = tx.tries.saturating_sub(1).max(1);
             }
         }
@@ -762,6 +778,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         // A first look that fails is the caller's to repeat; a later one, or one that nobody waits for, is ours.
         let ours = announced || tx.tries > 1 || tx.by != By::Person;
         if failure.kind.is_transient() && ours {
+            if outage && announced && self.fills_the_cache(&tx, total) {
+                // RAUC would be asked again and again, and write the slot anew each time. What comes first waits for
+                // ever and writes nothing twice.
+                if let Err(failure) = self.edit(|tx| tx.stage = Stage::Download) {
+                    return self.give_up(Outcome::Failed, failure);
+                }
+            }
             return self.retry_or_give_up(&tx, failure);
         }
         let refused = !announced && matches!(failure.kind.exit_code(), 3 | 5);
@@ -947,6 +970,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                         moved.set(Instant::now());
                     }
                     self.keep_count();
+                    self.watch_the_hold();
                     if moved.get().elapsed() >= STALL_LIMIT {
                         // An outage is the proxy's business, and it ends by itself.
                         let met = self.session.as_ref().and_then(Session::complaint);
@@ -973,6 +997,20 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             _ => Err(Failure::new(Kind::Corrupt, "RAUC wrote another release than the one that was checked")
                 .hint("the file on the server changed in between; install it again")),
         }
+    }
+
+    /// RAUC is about to see its own limit: says whose fault it is and what comes of it.
+    fn watch_the_hold(&self) {
+        let Some(session) = self.session.as_ref().filter(|session| session.held() >= HELD_LIMIT) else {
+            return;
+        };
+        self.overdue.set(Some(Instant::now()));
+        let met =
+            session.complaint().map_or_else(|| "the server does not answer".into(), |met| met.to_string());
+        self.publish(
+            Phase::Installing,
+            &format!("{met}; RAUC will give up, and what is missing is fetched first"),
+        );
     }
 
     async fn activate(&mut self) {

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustiot_boot::Slot;
 use rustiot_fetch::{Handle, Proxy, RemoteFile, State};
@@ -188,6 +189,11 @@ impl Session for Going {
             old.set(new);
             handle.set_limits(limits(new));
         }
+    }
+
+    fn held(&self) -> Duration {
+        let Self::Proxy { handle, .. } = self else { return Duration::ZERO };
+        handle.progress().borrow().held_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     fn complaint(&self) -> Option<Failure> {

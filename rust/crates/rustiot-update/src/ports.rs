@@ -179,6 +179,8 @@ pub(crate) trait Session {
     fn progress(&self) -> Transfer;
     /// Changes the limits.
     fn limit(&self, limits: Limits);
+    /// How long RAUC has been waiting for the answer that it waits for the longest.
+    fn held(&self) -> Duration;
     /// What went wrong last on the side that RAUC does not see.
     fn complaint(&self) -> Option<Failure>;
 }

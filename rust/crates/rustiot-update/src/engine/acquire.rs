@@ -17,6 +17,9 @@ const MADE_UP_WITHIN: Duration = Duration::from_secs(900);
 const FAILED_PAUSE: Duration = Duration::from_secs(300);
 /// What an attempt has cost is written so often while it runs.
 const KEEP_EVERY: Duration = Duration::from_secs(60);
+/// Bytes a second below which nothing is streamed: the kernel may ask for megabytes at once and waits 300 s for each of
+/// them.
+const STREAM_RATE: u64 = 100_000;
 /// A release that was begun by itself and failed is not begun again by itself for so long, seconds.
 const BEGIN_AGAIN: u64 = 86_400;
 
@@ -460,12 +463,51 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
         let Some(way) = tx.current_way() else { return Stage::Install };
         let fits = way.is_local() || way.len.is_some_and(|len| len <= self.room());
         let asked = matches!(tx.request.hold, Hold::Install | Hold::Download);
+        // Whether it fits is found out on the way where nobody knows how long it is.
+        let first = !way.is_local() && (fits || way.len.is_none()) && self.streams_badly(tx);
         match way.kind {
             WayKind::Delta => Stage::Download,
             WayKind::Full if fits => Stage::Download,
-            WayKind::Bundle | WayKind::Plain if asked => Stage::Download,
+            WayKind::Bundle | WayKind::Plain if asked || first => Stage::Download,
             WayKind::Full | WayKind::Bundle | WayKind::Plain => Stage::Install,
         }
+    }
+
+    /// Whether RAUC might have to wait longer than the kernel does, by what the owner wants.
+    fn streams_badly(&self, tx: &Transaction) -> bool {
+        let update = self.ports.machine.rules().update;
+        let slow = update.rate_limit.is_some_and(|rate| rate.bytes() < STREAM_RATE);
+        let windows = !update.windows.is_empty() && update.download == rustiot_config::UpdateDownload::Window;
+        slow || (windows && tx.by == By::Policy)
+    }
+
+    /// Refused before RAUC is asked: too slow to be streamed, and no room to fetch it first.
+    pub(super) fn may_stream(&self, tx: &Transaction) -> Result<(), Failure> {
+        let Some(way) = tx.current_way().filter(|way| !way.is_local()) else { return Ok(()) };
+        let (need, have) = (way.len.unwrap_or(0), self.room());
+        match self.limits().rate {
+            Some(rate) if rate < STREAM_RATE && need > have => Err(Failure::new(
+                Kind::NoSpace,
+                format!(
+                    "the {} has {need} bytes, downloads may take {have}, and at {rate} bytes a second it cannot be \
+                     streamed",
+                    way.kind.as_str()
+                ),
+            )
+            .hint(format!(
+                "make room on the data partition (`df /data`), raise update.cache, or update.rate_limit to {STREAM_RATE} \
+                 bytes a second"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the file of the present way, of `total` bytes if the servers said so, can be fetched before RAUC is asked
+    /// again.
+    pub(super) fn fills_the_cache(&self, tx: &Transaction, total: u64) -> bool {
+        let Some(way) = tx.current_way() else { return false };
+        let len = way.len.or((total > 0).then_some(total));
+        !way.is_local() && len.is_some_and(|len| len <= self.room())
     }
 
     /// Refused before the first byte when it cannot fit.

@@ -23,6 +23,8 @@ const HASH: &str = "222222222222222222222222222222222222222222222222222222222222
 enum Write {
     Works,
     Fails(Kind),
+    /// The kernel gives its device up after 300 s.
+    TimesOut,
     /// Starts to write and never ends.
     Hangs,
     /// Refuses before it asks the backend.
@@ -68,6 +70,8 @@ pub(crate) struct World {
     unprepared: Cell<Option<Failure>>,
     forgotten: Cell<u32>,
     complaint: RefCell<Option<Failure>>,
+    /// How long RAUC is being held.
+    held: Cell<Duration>,
     /// What RAUC was told to install, in order, and when.
     sources: RefCell<Vec<String>>,
     opened: RefCell<Vec<u64>>,
@@ -116,6 +120,7 @@ pub(crate) fn world() -> W {
         unprepared: Cell::default(),
         forgotten: Cell::new(0),
         complaint: RefCell::default(),
+        held: Cell::default(),
         sources: RefCell::default(),
         opened: RefCell::default(),
         dir: tempfile::tempdir().unwrap(),
@@ -199,6 +204,11 @@ impl Installer for World {
         match write {
             Write::Works => Ok(()),
             Write::Fails(kind) => Err(Failure::new(kind, "it broke")),
+            Write::TimesOut => {
+                tokio::time::sleep(Duration::from_secs(300)).await;
+                self.held.set(Duration::ZERO);
+                Err(Failure::new(Kind::ReadFailed, "it broke"))
+            }
             Write::Hangs | Write::FailsBeforeWriting => std::future::pending().await,
         }
     }
@@ -355,6 +365,10 @@ impl Session for Job1 {
     }
 
     fn limit(&self, _: Limits) {}
+
+    fn held(&self) -> Duration {
+        self.world.held.get()
+    }
 
     fn complaint(&self) -> Option<Failure> {
         self.world.complaint.borrow().clone()
@@ -1562,6 +1576,7 @@ async fn what_was_spent_before_a_power_cut_is_counted() {
 #[tokio::test(start_paused = true)]
 async fn an_outage_in_the_middle_of_a_streamed_install_is_waited_out() {
     let w = world();
+    w.room.set(0);
     w.writes.borrow_mut().extend(vec![Write::Fails(Kind::ReadFailed); 30]);
     *w.complaint.borrow_mut() = Some(Failure::new(Kind::Unreachable, "the network is away"));
     run(&w, async |mut c| {
@@ -1572,6 +1587,64 @@ async fn an_outage_in_the_middle_of_a_streamed_install_is_waited_out() {
     })
     .await;
     assert_eq!(w.installs.get(), 31);
+    assert!(!w.fetched.borrow().contains(&(WayKind::Plain, true)), "there was no room to fetch it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_gave_up_is_fetched_before_rauc_is_asked_again() {
+    // The proxy was in the middle of one more try, with nothing to complain of, each time.
+    let w = world();
+    w.writes.borrow_mut().extend([Write::TimesOut, Write::TimesOut]);
+    w.held.set(Duration::from_secs(250));
+    run(&w, async |mut c| {
+        c.install(Hold::Activate, false).await.unwrap();
+        c.status.wait_for(|s| s.message.contains("is fetched first")).await.unwrap();
+        c.phase(Phase::WaitingToRetry).await;
+        c.phase(Phase::Downloading).await;
+        w.held.set(Duration::from_secs(250));
+        let status = c.phase(Phase::Installed).await;
+        let tx = status.transaction.unwrap();
+        assert_eq!((tx.broken_reads, tx.failed_ways.len()), (0, 0), "an outage was held against the way");
+    })
+    .await;
+    assert_eq!(w.installs.get(), 3);
+    let plain = |downloaded| (WayKind::Plain, downloaded);
+    assert_eq!(w.fetched.borrow()[..3], [plain(false), plain(false), plain(true)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_would_keep_rauc_waiting_is_fetched_first_or_refused() {
+    let bundle = || Plan { ways: vec![way(WayKind::Bundle, 10_000)], ..plan_of("2.0.0") };
+    let first = |w: &W| w.fetched.borrow().contains(&(WayKind::Bundle, true));
+    let goes = async |w: &W| {
+        *w.answer.borrow_mut() = offers(bundle());
+        run(w, async |mut c| drop(c.phase(Phase::Rebooting).await)).await;
+    };
+    let slow = |w: &W, rate: &str| w.rules.borrow_mut().rate_limit = Some(rate.parse().unwrap());
+    // A device that is quick enough streams.
+    let w = subscribed(UpdatePolicy::Auto);
+    slow(&w, "100000");
+    goes(&w).await;
+    assert!(!first(&w));
+    // A low limit, and a window that might close in the middle, do not let RAUC wait.
+    let w = subscribed(UpdatePolicy::Auto);
+    slow(&w, "99999");
+    goes(&w).await;
+    assert!(first(&w));
+    let w = subscribed(UpdatePolicy::Auto);
+    windows(&w, &["00:00-23:59"]);
+    w.rules.borrow_mut().download = UpdateDownload::Window;
+    goes(&w).await;
+    assert!(first(&w));
+    // Where it fits nowhere it is refused, with what to do, before RAUC is asked.
+    let w = subscribed(UpdatePolicy::Auto);
+    slow(&w, "99999");
+    w.room.set(9_999);
+    *w.answer.borrow_mut() = offers(bundle());
+    let why = run(&w, async |mut c| c.end().await).await.why.unwrap();
+    assert_eq!((why.kind, w.installs.get()), (Kind::NoSpace, 0), "{why}");
+    let hint = why.hint.unwrap();
+    assert!(hint.contains("update.cache") && hint.contains("update.rate_limit to 100000"), "{hint}");
 }
 
 #[tokio::test(start_paused = true)]
