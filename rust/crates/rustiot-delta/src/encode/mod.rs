@@ -144,7 +144,7 @@ fn compare(
     let mut stretches = diff::diff(target, trees, old, &|share| progress(share / rounds));
     let mut known = Programs::learn(target, old, &stretches);
     for round in 1..=programs::ROUNDS {
-        if known.is_empty() {
+        if !known.matter(target, old, &stretches) {
             break;
         }
         let predicted = known.all_predicted(old, &stretches);
