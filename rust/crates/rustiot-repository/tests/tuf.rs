@@ -18,6 +18,7 @@ use rustiot_repository::{Digest, Facts, Refusal, Running, State, WayKind, plan};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use testbed::{Faults, FileServer};
+use tough::schema::{Metafile, Role, Signature, Signed, Snapshot, Timestamp};
 
 const DAY: u64 = 24 * 3600;
 /// The truth when a test begins.
@@ -154,6 +155,48 @@ impl World {
         }
     }
 
+    /// Makes snapshot and timestamp fit what the web server has, with their real keys.
+    async fn fit(&self, roles: &[&str]) {
+        for role in roles {
+            let (below, ending) = match *role {
+                "snapshot" => ("targets.json", ".snapshot.json"),
+                _ => ("snapshot.json", "timestamp.json"),
+            };
+            let bytes = std::fs::read(newest(&self.web("metadata"), &format!(".{below}")).1).unwrap();
+            let path = newest(&self.web("metadata"), ending).1;
+            let old = std::fs::read(&path).unwrap();
+            let new = match *role {
+                "snapshot" => {
+                    let mut signed: Signed<Snapshot> = serde_json::from_slice(&old).unwrap();
+                    describe(signed.signed.meta.get_mut(below).unwrap(), &bytes);
+                    self.signed(role, signed).await
+                }
+                _ => {
+                    let mut signed: Signed<Timestamp> = serde_json::from_slice(&old).unwrap();
+                    describe(signed.signed.meta.get_mut(below).unwrap(), &bytes);
+                    self.signed(role, signed).await
+                }
+            };
+            std::fs::write(path, new).unwrap();
+        }
+    }
+
+    /// Signs with the key of `role` and with nothing else.
+    async fn signed<T: Role + serde::Serialize>(&self, role: &str, mut signed: Signed<T>) -> Vec<u8> {
+        let role = match role {
+            "snapshot" => rustiot_repository::publish::RoleName::Snapshot,
+            _ => rustiot_repository::publish::RoleName::Timestamp,
+        };
+        let key = self.repo().settings().keys_of(role).next().unwrap().key.clone();
+        let key = self.dir.path().join("repo").join(key);
+        let signer = rustiot_repository::publish::keys::KeyPlace::File(key).open().unwrap().unwrap();
+        let message = signed.signed.canonical_form().unwrap();
+        let sig = signer.sign(&message, &aws_lc_rs::rand::SystemRandom::new()).await.unwrap();
+        let keyid = signer.tuf_key().key_id().unwrap();
+        signed.signatures = vec![Signature { keyid, sig: sig.into() }];
+        serde_json::to_vec(&signed).unwrap()
+    }
+
     fn url(&self) -> Url {
         Url::parse(&format!("http://{}/", self.server.address())).unwrap()
     }
@@ -172,6 +215,29 @@ impl World {
             http: Http::new(&rustiot_http::Settings::default()).unwrap(),
         }
     }
+}
+
+/// Length and hash of a file that metadata names.
+fn describe(meta: &mut Metafile, bytes: &[u8]) {
+    meta.length = Some(bytes.len() as u64);
+    meta.hashes.as_mut().unwrap().sha256 = Digest::of(bytes).bytes().to_vec().into();
+}
+
+/// Leaves one signature.
+fn cut(path: &Path) {
+    let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    value["signatures"].as_array_mut().unwrap().truncate(1);
+    std::fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
+}
+
+/// The file of the highest version that ends so, and the version; 0 where names have none.
+fn newest(dir: &Path, ending: &str) -> (u64, PathBuf) {
+    let files = std::fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path());
+    let version = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_suffix(ending)?;
+        if name.is_empty() { Some(0) } else { name.parse().ok() }
+    };
+    files.filter_map(|path| Some((version(&path)?, path))).max().unwrap()
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -396,19 +462,18 @@ async fn pieces_of_two_states_are_refused() {
 async fn a_wrong_signature_is_refused() {
     let world = World::simple();
     let stranger = World::simple();
-    for name in ["timestamp.json", "2.snapshot.json"] {
-        let good = world.metadata(name);
-        std::fs::write(world.web("metadata").join(name), stranger.metadata(name)).unwrap();
-        let error = refused(&mut world.client(), right(NOW)).await;
-        assert!(
-            matches!(error, Error::Signature { .. } | Error::Mismatch { .. } | Error::TooLarge { .. }),
-            "{name}: {error:?}"
-        );
-        std::fs::write(world.web("metadata").join(name), good).unwrap();
-    }
+    world.keep("ours");
+    // The timestamp of somebody else's; then a snapshot of theirs that our timestamp names, as a thief of its key could.
+    std::fs::write(world.web("metadata/timestamp.json"), stranger.metadata("timestamp.json")).unwrap();
+    let error = refused(&mut world.client(), right(NOW)).await;
+    assert!(matches!(&error, Error::Signature { role, .. } if role == "timestamp"), "{error:?}");
+    world.show("ours");
+    std::fs::write(world.web("metadata/2.snapshot.json"), stranger.metadata("2.snapshot.json")).unwrap();
+    world.fit(&["timestamp"]).await;
+    let error = refused(&mut world.client(), right(NOW)).await;
+    assert!(matches!(&error, Error::Signature { role, .. } if role == "snapshot"), "{error:?}");
     // A whole repository of somebody else's.
     stranger.keep("theirs");
-    world.keep("ours");
     copy(&stranger.dir.path().join("theirs"), &world.dir.path().join("theirs"));
     world.show("theirs");
     assert!(matches!(refused(&mut world.client(), right(NOW)).await, Error::Signature { .. }));
@@ -421,19 +486,10 @@ async fn fewer_signatures_than_the_threshold_are_refused_and_enough_are_taken() 
     let world = World::new(settings);
     let mut client = world.client();
     client.check(right(NOW)).await.unwrap();
-    // One of the two signatures is taken out; snapshot and timestamp are made to fit, as a thief of the online keys could.
     let repo = world.dir.path().join("repo");
-    let targets = std::fs::read_dir(repo.join("public/metadata")).unwrap().flatten();
-    let targets = targets
-        .map(|entry| entry.path())
-        .filter(|path| path.to_string_lossy().ends_with(".targets.json"))
-        .max()
-        .unwrap();
-    let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&targets).unwrap()).unwrap();
-    value["signatures"].as_array_mut().unwrap().truncate(1);
-    let version = value["signed"]["version"].as_u64().unwrap();
-    std::fs::write(&targets, serde_json::to_vec(&value).unwrap()).unwrap();
-    // The publisher itself would not: with one key away it waits.
+    // With one key away the publisher waits.
+    let (version, targets) = newest(&repo.join("public/metadata"), ".targets.json");
+    cut(&targets);
     std::fs::rename(repo.join("keys/targets-2.pem"), world.dir.path().join("away.pem")).unwrap();
     let done = world.repo().sign(NOW + 1, true);
     assert!(done.is_err() || done.unwrap().waiting.contains_key("targets"));
@@ -450,13 +506,51 @@ async fn fewer_signatures_than_the_threshold_are_refused_and_enough_are_taken() 
     );
     world.upload();
     client.check(right(NOW + 3)).await.unwrap();
-    // And what a thief would serve:
-    let newest = world.web("metadata").join(format!("{}.targets.json", version + 1));
-    let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&newest).unwrap()).unwrap();
-    value["signatures"].as_array_mut().unwrap().truncate(1);
-    std::fs::write(&newest, serde_json::to_vec(&value).unwrap()).unwrap();
-    std::fs::remove_dir_all(world.dir.path().join("state")).unwrap();
-    assert!(world.client().check(right(NOW + 3)).await.unwrap_err().is_verification());
+    // What a thief of the online keys would serve: one of the two signatures is gone, snapshot and timestamp fit.
+    let forget = || std::fs::remove_dir_all(world.dir.path().join("state")).unwrap();
+    world.keep("good");
+    world.fit(&["snapshot", "timestamp"]).await;
+    forget();
+    world.client().check(right(NOW + 3)).await.expect("what was made to fit is taken");
+    cut(&newest(&world.web("metadata"), ".targets.json").1);
+    world.fit(&["snapshot", "timestamp"]).await;
+    forget();
+    let error = refused(&mut world.client(), right(NOW + 3)).await;
+    assert!(matches!(&error, Error::Signature { role, .. } if role == "targets"), "{error:?}");
+    // The same for the next root: nothing names its length or hash, only signatures speak for it.
+    world.show("good");
+    let new = "keys/timestamp-new.pem";
+    rustiot_repository::publish::keys::generate(&repo.join(new)).unwrap();
+    let role = rustiot_repository::publish::RoleName::Timestamp;
+    let place = rustiot_repository::publish::keys::KeyPlace::File(world.dir.path().join("away.pem"));
+    std::fs::rename(world.dir.path().join("away.pem"), repo.join("keys/targets-2.pem")).unwrap();
+    assert!(place.open().unwrap().is_none());
+    let old = world.repo().settings().keys_of(role).next().unwrap().id.clone();
+    world.repo().rotate(role, &[new.into()], &[old], NOW + 4).unwrap();
+    world.upload();
+    world.keep("rotated");
+    cut(&newest(&world.web("metadata"), ".root.json").1);
+    let error = refused(&mut world.client(), right(NOW + 4)).await;
+    assert!(matches!(&error, Error::Signature { role, .. } if role == "root"), "{error:?}");
+    world.show("rotated");
+    assert_eq!(world.client().check(right(NOW + 4)).await.unwrap().versions.root, 2);
+}
+
+#[tokio::test]
+async fn the_release_of_the_factory_gets_deltas_for_ever() {
+    let settings =
+        Settings { deltas: 1, releases: 3, factory: vec!["1.0.0".to_owned()], ..Settings::default() };
+    let world = World::new(settings);
+    for number in 1..=20 {
+        world.publish(&format!("1.{number}.0"), NOW + number);
+    }
+    let checked = world.client().check(right(NOW + 30)).await.unwrap();
+    assert_eq!(versions(&checked), ["1.20.0", "1.19.0", "1.18.0", "1.0.0"]);
+    let newest = checked.index.releases.first().unwrap();
+    let mut from: Vec<String> =
+        newest.ways.iter().filter_map(|way| way.from_version.as_ref()).map(ToString::to_string).collect();
+    from.sort();
+    assert_eq!(from, ["1.0.0", "1.19.0"]);
 }
 
 #[tokio::test]

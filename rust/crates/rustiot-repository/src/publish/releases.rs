@@ -356,10 +356,9 @@ impl Repository {
             .iter()
             .filter(|release| release.version.cmp_precedence(version).is_lt())
             .filter(have);
-        let factory = |release: &Release| settings.factory.contains(&release.version.to_string());
         older
             .enumerate()
-            .filter(|(number, release)| *number < settings.deltas || factory(release))
+            .filter(|(number, release)| *number < settings.deltas || self.is_of_factory(release))
             .map(|(_, release)| release.clone())
             .collect()
     }
@@ -457,14 +456,26 @@ impl Repository {
         self.set_rollouts(&rollouts)
     }
 
-    /// Takes the oldest releases out of the index when there are more than `repo.toml` wants. Their files stay.
+    /// Takes the oldest releases out of the index when there are more than `repo.toml` wants, but for those of the
+    /// factory: later releases still get deltas from them. Files stay.
     fn forget(&self, index: &mut Index) -> Result<(), Error> {
         let keep = self.settings().releases.clamp(1, crate::index::MAX_RELEASES);
-        if index.releases.len() > keep {
-            index.releases.truncate(keep);
+        let before = index.releases.len();
+        let mut number = 0;
+        index.releases.retain(|release| {
+            number += 1;
+            number <= keep || self.is_of_factory(release)
+        });
+        index.releases.truncate(crate::index::MAX_RELEASES);
+        if index.releases.len() < before {
             self.set_index(index)?;
         }
         Ok(())
+    }
+
+    /// True for a release that devices are flashed with.
+    fn is_of_factory(&self, release: &Release) -> bool {
+        self.settings().factory.contains(&release.version.to_string())
     }
 
     /// Changes the roll-out of a release, and signs. Only the roll-out key and the online ones are needed.
