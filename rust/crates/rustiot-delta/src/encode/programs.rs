@@ -67,12 +67,19 @@ impl Programs {
     pub(crate) fn learn(target: &[u8], old: &Old, stretches: &[Stretch]) -> Self {
         let mut copies: Vec<Copy> = stretches.iter().filter_map(copy).collect();
         copies.sort_unstable_by_key(|copy| (copy.from, copy.to));
-        let longest = copies.iter().map(|copy| copy.len).max().unwrap_or(0);
+        // How far the copies up to each one reach: those that may reach into a program are found by halving.
+        let mut reach = 0;
+        let reach: Vec<u64> = copies
+            .iter()
+            .map(|copy| {
+                reach = copy.end().max(reach);
+                reach
+            })
+            .collect();
         let mut each = Vec::new();
         for found in found(old) {
             let (start, end) = (found.areas.first().map_or(0, |area| area.start), found.end());
-            // Copies that may reach into it begin no further in front than the longest one is long.
-            let low = copies.partition_point(|copy| copy.from + longest <= start);
+            let low = reach.partition_point(|reach| *reach <= start);
             let high = copies.partition_point(|copy| copy.from < end);
             let own: Vec<Copy> =
                 copies[low..high.max(low)].iter().filter(|copy| copy.end() > start).copied().collect();
@@ -85,7 +92,9 @@ impl Programs {
             if changed.is_empty() {
                 continue;
             }
-            each.extend(Learner { target, old: &old.bytes, own: &own, changed: &changed }.learn(found));
+            let learner =
+                Learner { target, old: &old.bytes, own: &own, windows: windows(&changed, start, end) };
+            each.extend(learner.learn(&changed, found));
         }
         Programs { each }
     }
@@ -352,13 +361,35 @@ fn looks(window: &[u8], place: u32, program: &Program) -> Option<Kind> {
 struct Learner<'a> {
     target: &'a [u8],
     old: &'a [u8],
-    /// Copies from it, and those among them that need corrections.
+    /// Copies from it.
     own: &'a [Copy],
-    changed: &'a [Copy],
+    /// Those among them that need corrections, by the windows that they have bytes of: the first window's number, and
+    /// from there on each one's.
+    windows: (u64, Vec<Vec<Copy>>),
+}
+
+/// Old bytes of one window, at an address, and what is in the target where they are copied to.
+struct Piece<'a> {
+    at: u64,
+    by: i64,
+    old: &'a [u8],
+    new: &'a [u8],
+}
+
+/// Copies by the windows that they have bytes of, between two addresses.
+fn windows(copies: &[Copy], start: u64, end: u64) -> (u64, Vec<Vec<Copy>>) {
+    let first = start / WINDOW;
+    let mut windows = vec![Vec::new(); (end.div_ceil(WINDOW) - first) as usize];
+    for copy in copies {
+        for number in copy.from.max(start) / WINDOW..copy.end().min(end).div_ceil(WINDOW) {
+            windows[(number - first) as usize].push(*copy);
+        }
+    }
+    (first, windows)
 }
 
 impl Learner<'_> {
-    fn learn(&self, found: Found) -> Option<Known> {
+    fn learn(&self, changed: &[Copy], found: Found) -> Option<Known> {
         let Found { mut program, areas } = found;
         let start = areas.first()?.start;
         // The file moved as its head did.
@@ -373,7 +404,7 @@ impl Learner<'_> {
         let moves = self.moves(&program, &areas);
         let mut references = References { areas, moves, programs: vec![program] };
         self.trim(&mut references);
-        let saved = self.saved(&references);
+        let saved = self.saved(changed, &references);
         let size = references.to_bytes().len();
         let (start, end) = (references.areas.first()?.start, references.areas.last()?.end);
         (saved > WORTH * size).then_some(Known { start, end, references, size, saved })
@@ -398,38 +429,40 @@ impl Learner<'_> {
             {
                 votes.extend([(area.place, by); 2 * AGREE]);
             }
-            for copy in self.changed.iter().filter(|copy| copy.from < area.end && copy.end() > area.start) {
-                let own = copy.by() - program.moved;
+            for piece in self.pieces(area) {
+                let own = piece.by - program.moved;
                 let from = match area.kind {
                     Kind::Table => table.unwrap_or(own),
                     _ => own,
                 };
-                for (at, old, new) in self.windows(area, copy) {
-                    let mut fields = Fields::new(program, area, at);
-                    while let Some(field) = fields.next(old) {
-                        let by = field.moved_by(old, new, from);
-                        votes.extend(by.and_then(|by| Some((field.to, i32::try_from(by).ok()?))));
-                    }
+                let mut fields = Fields::new(program, area, piece.at);
+                while let Some(field) = fields.next(piece.old) {
+                    let by = field.moved_by(piece.old, piece.new, from);
+                    votes.extend(by.and_then(|by| Some((field.to, i32::try_from(by).ok()?))));
                 }
             }
         }
         counted(votes)
     }
 
-    /// The windows of an area that a copy has as a whole or in part: address, old bytes, new bytes.
-    fn windows(&self, area: &Area, copy: &Copy) -> impl Iterator<Item = (u64, &[u8], &[u8])> {
-        let (area_start, area_end, copy) = (area.start, area.end, *copy);
-        let low = area_start.max(copy.from / WINDOW * WINDOW);
-        let high = area_end.min(copy.end());
-        (low / WINDOW..high.div_ceil(WINDOW)).filter_map(move |number| {
-            let start = (number * WINDOW).max(area_start);
-            // Only what the copy has: fields that it cuts are not looked at.
-            let (start, end) = (start, ((number + 1) * WINDOW).min(area_end).min(copy.end()));
-            let start = if start < copy.from { copy.from.next_multiple_of(8) } else { start };
-            let to = (start as i64 + copy.by()) as usize;
-            let len = end.checked_sub(start)? as usize;
-            Some((start, &self.old[start as usize..end as usize], self.target.get(to..to + len)?))
-        })
+    /// What copies that need corrections have of an area, window by window.
+    fn pieces(&self, area: &Area) -> impl Iterator<Item = Piece<'_>> {
+        let (start, end) = (area.start, area.end);
+        let (first, windows) = &self.windows;
+        let numbers = start / WINDOW..end.div_ceil(WINDOW);
+        numbers.filter_map(move |number| Some((number, windows.get((number - first) as usize)?))).flat_map(
+            move |(number, copies)| {
+                copies.iter().filter_map(move |copy| {
+                    // Only what the copy has: references that it cuts are not looked at.
+                    let low = (number * WINDOW).max(start);
+                    let low = if low < copy.from { copy.from.next_multiple_of(8) } else { low };
+                    let high = ((number + 1) * WINDOW).min(end).min(copy.end());
+                    let old = self.old.get(low as usize..high as usize)?;
+                    let to = (low as i64 + copy.by()) as usize;
+                    Some(Piece { at: low, by: copy.by(), old, new: self.target.get(to..to + old.len())? })
+                })
+            },
+        )
     }
 
     /// Bytes that are right as they are less those that are right when predicted, window by window, for each kind.
@@ -481,24 +514,22 @@ impl Learner<'_> {
     fn wrong(&self, references: &References, program: &Program, area: &Area, predicted: bool) -> usize {
         let mut wrong = 0;
         let mut window = Vec::new();
-        for copy in self.changed.iter().filter(|copy| copy.from < area.end && copy.end() > area.start) {
-            for (at, old, new) in self.windows(area, copy) {
-                window.clear();
-                window.extend_from_slice(old);
-                if predicted {
-                    references.rewrite(program, area, at, copy.by(), &mut window);
-                }
-                wrong += differ(&window, new);
+        for piece in self.pieces(area) {
+            window.clear();
+            window.extend_from_slice(piece.old);
+            if predicted {
+                references.rewrite(program, area, piece.at, piece.by, &mut window);
             }
+            wrong += differ(&window, piece.new);
         }
         wrong
     }
 
     /// Corrections that are saved.
-    fn saved(&self, references: &References) -> usize {
+    fn saved(&self, changed: &[Copy], references: &References) -> usize {
         let mut saved = 0usize;
         let (Some(first), Some(last)) = (references.areas.first(), references.areas.last()) else { return 0 };
-        for copy in self.changed {
+        for copy in changed {
             let (low, high) = (copy.from.max(first.start), copy.end().min(last.end));
             if low >= high {
                 continue;
