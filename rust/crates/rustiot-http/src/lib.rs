@@ -7,6 +7,7 @@
 
 mod backoff;
 mod client;
+mod dates;
 mod error;
 #[cfg(feature = "faulty")]
 pub mod faulty;
@@ -18,6 +19,7 @@ mod setup;
 pub use backoff::Backoff;
 pub use bytes::Bytes;
 pub use client::{Http, Part, Ranged};
+pub use dates::Dates;
 pub use error::{Class, Error, RedirectRefusal, TlsFailure};
 pub use request::{Body, Fetched, Method, Request, Response, Validator};
 pub use reqwest::{StatusCode, Url};

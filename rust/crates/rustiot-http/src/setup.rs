@@ -5,13 +5,21 @@
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{NoProxy, Url, redirect};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_platform_verifier::Verifier;
 
 use crate::client::Http;
+use crate::dates::{Dates, Doubting};
 use crate::error::{DnsFailure, RedirectRefusal};
 
 /// Largest file with certificates that is read.
@@ -24,6 +32,8 @@ pub struct Settings {
     pub user_agent: String,
     /// Whose certificates are believed.
     pub trust: Trust,
+    /// By which time certificates are judged. Where the client shows one of its own, or believes anybody, by the clock.
+    pub dates: Dates,
     /// The certificate that the client shows, where a server wants one.
     pub identity: Option<Identity>,
     /// Where requests go through. The environment (`http_proxy` …) is not looked at.
@@ -42,6 +52,7 @@ impl Default for Settings {
         Settings {
             user_agent: concat!("rustiot/", env!("CARGO_PKG_VERSION")).to_owned(),
             trust: Trust::System,
+            dates: Dates::Clock,
             identity: None,
             proxy: Proxy::default(),
             connect_timeout: Duration::from_secs(30),
@@ -123,6 +134,9 @@ pub enum BuildError {
         #[source]
         source: Option<reqwest::Error>,
     },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up")]
+    Tls(#[source] rustls::Error),
     /// The proxy's URL is of no use.
     #[error("unusable proxy")]
     Proxy(#[source] reqwest::Error),
@@ -139,8 +153,9 @@ impl Http {
     pub fn new(settings: &Settings) -> Result<Http, BuildError> {
         match build(settings, &settings.trust) {
             // A system without authorities: plain HTTP must work all the same.
-            Err(BuildError::Settings(_)) if settings.trust == Trust::System => {
-                build(settings, &Trust::Only(Vec::new()))
+            Err(BuildError::Settings(_) | BuildError::Tls(_)) if settings.trust == Trust::System => {
+                let settings = Settings { dates: Dates::Clock, ..settings.clone() };
+                build(&settings, &Trust::Only(Vec::new()))
             }
             built => built,
         }
@@ -161,11 +176,14 @@ fn build(settings: &Settings, trust: &Trust) -> Result<Http, BuildError> {
         .dns_resolver(SystemDns)
         .referer(false)
         .no_proxy();
-    builder = match trust {
-        Trust::System => builder,
-        Trust::SystemAnd(files) => builder.tls_certs_merge(certificates(files)?),
-        Trust::Only(files) => builder.tls_certs_only(certificates(files)?),
-        Trust::Anybody => builder.tls_danger_accept_invalid_certs(true),
+    builder = match (settings.dates, trust) {
+        (Dates::After(floor), trust) if settings.identity.is_none() && *trust != Trust::Anybody => {
+            builder.tls_backend_preconfigured(doubting(trust, floor)?)
+        }
+        (_, Trust::System) => builder,
+        (_, Trust::SystemAnd(files)) => builder.tls_certs_merge(certificates(files)?),
+        (_, Trust::Only(files)) => builder.tls_certs_only(certificates(files)?),
+        (_, Trust::Anybody) => builder.tls_danger_accept_invalid_certs(true),
     };
     if let Some(identity) = &settings.identity {
         let mut pem = read(&identity.key)?;
@@ -189,6 +207,41 @@ fn build(settings: &Settings, trust: &Trust) -> Result<Http, BuildError> {
         builder = builder.proxy(made);
     }
     Ok(Http::from_client(builder.build().map_err(BuildError::Settings)?, settings.idle_timeout))
+}
+
+/// TLS without a clock.
+fn doubting(trust: &Trust, floor: u64) -> Result<ClientConfig, BuildError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let extra = |files: &[PathBuf]| -> Result<Vec<CertificateDer<'static>>, BuildError> {
+        let mut all = Vec::new();
+        for path in files {
+            let bad = || BuildError::Pem { path: path.clone(), what: "certificate", source: None };
+            let bytes = read(path)?;
+            let found: Vec<_> =
+                CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|_| bad())?;
+            if found.is_empty() {
+                return Err(bad());
+            }
+            all.extend(found);
+        }
+        Ok(all)
+    };
+    let by: Arc<dyn ServerCertVerifier> = match trust {
+        Trust::Only(files) => {
+            let mut roots = RootCertStore::empty();
+            roots.add_parsable_certificates(extra(files)?);
+            let built =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+            built.map_err(|error| BuildError::Tls(rustls::Error::General(error.to_string())))?
+        }
+        Trust::SystemAnd(files) => Arc::new(
+            Verifier::new_with_extra_roots(extra(files)?, provider.clone()).map_err(BuildError::Tls)?,
+        ),
+        Trust::System | Trust::Anybody => Arc::new(Verifier::new(provider.clone()).map_err(BuildError::Tls)?),
+    };
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.map_err(BuildError::Tls)?.dangerous();
+    Ok(config.with_custom_certificate_verifier(Arc::new(Doubting::new(by, floor))).with_no_client_auth())
 }
 
 fn redirects(most: usize) -> redirect::Policy {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustiot_http::faulty::{Fault, Server, TlsFault, nobody};
 use rustiot_http::{
-    Class, Error, Fetched, Http, Ranged, RedirectRefusal, Settings, TlsFailure, Trust, Url, Validator,
+    Class, Dates, Error, Fetched, Http, Ranged, RedirectRefusal, Settings, TlsFailure, Trust, Url, Validator,
 };
 
 fn http() -> Http {
@@ -223,6 +223,24 @@ async fn tls_faults_are_told_apart() {
                 (other, _) => panic!("{fault:?}: {other:?}"),
             }
         }
+        // Without a clock dates count from a time on that has passed for sure; all else is checked as always. The
+        // certificates end in 2002, begin in 4000, and are valid from 1975 to 4096.
+        for floor in [0, year(2001), year(2003), year(4001)] {
+            for trust in [Trust::SystemAnd(vec![path.clone()]), Trust::Only(vec![path.clone()])] {
+                let dates = Dates::After(floor);
+                let http = Http::new(&Settings { trust, dates, ..Settings::default() }).unwrap();
+                let expected = match fault {
+                    TlsFault::WrongName => Some(TlsFailure::WrongName),
+                    TlsFault::Expired if floor > year(2002) => Some(TlsFailure::Expired),
+                    _ => None,
+                };
+                match (http.get_bytes(&server.url(), 100_000).await, expected) {
+                    (Ok(bytes), None) => assert_eq!(bytes, file()),
+                    (Err(Error::Tls { failure, .. }), Some(expected)) => assert_eq!(failure, expected),
+                    (other, _) => panic!("{fault:?}, floor {floor}: {other:?}"),
+                }
+            }
+        }
         let anybody = Http::new(&Settings { trust: Trust::Anybody, ..Settings::default() }).unwrap();
         assert_eq!(anybody.get_bytes(&server.url(), 100_000).await.unwrap(), file());
         if fault != TlsFault::None {
@@ -275,4 +293,9 @@ async fn a_proxy_gets_the_requests_and_the_password_except_for_those_around_it()
     settings.proxy.no_proxy = vec!["localhost".into(), "127.0.0.0/8".into()];
     let http = Http::new(&settings).unwrap();
     assert_eq!(http.get_bytes(&server.url(), 100_000).await.unwrap(), file());
+}
+
+/// About when a year begins, Unix seconds.
+fn year(year: u64) -> u64 {
+    (year - 1970) * 31_556_952 + 86_400
 }

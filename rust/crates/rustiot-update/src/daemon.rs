@@ -35,7 +35,7 @@ const STATE: &str = "/state/update";
 /// The same while there is no state partition.
 const VOLATILE: &str = "/run/rustiot/update";
 /// What the image says about itself.
-const RELEASE: &str = "/usr/lib/rustiot/release.json";
+pub(crate) const RELEASE: &str = "/usr/lib/rustiot/release.json";
 /// What the image says about the board.
 const BOARD: &str = "/usr/lib/rustiot/board.toml";
 /// Where applications put off a restart.
@@ -269,7 +269,7 @@ async fn serve() -> anyhow::Result<()> {
 /// Where outcomes are posted, and with which client. Made when something waits, and only then.
 fn report_target() -> Option<(rustiot_http::Url, rustiot_http::Http)> {
     let url = Settings::load_effective().ok()?.update.report_url?.as_str().parse().ok()?;
-    match crate::web::client() {
+    match crate::web::client_by_the_clock() {
         Ok(http) => Some((url, http)),
         Err(failure) => {
             eprintln!("{failure}: {}", failure.chain.join(": "));

@@ -21,7 +21,7 @@ const ROOT: &str = "/usr/lib/rustiot/repository-root.json";
 /// What the client remembers.
 const DIR: &str = "/state/update/repository";
 /// systemd-timesyncd's word that the clock has been set in this boot (systemd-timesyncd.service(8)).
-const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
+pub(crate) const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 
 /// What never changes in a boot.
 #[derive(Clone, Debug, Default)]

@@ -3,10 +3,13 @@
 //! Made anew for each job, so that a changed configuration counts and nothing of it stays in memory in between.
 
 use rustiot_config::{ProxySettings, Settings};
-use rustiot_http::{Http, Proxy, Url};
+use rustiot_http::{Dates, Http, Proxy, Url};
+
+use std::path::Path;
 
 use crate::failure::{Failure, Kind};
 use crate::hawkbit::Access;
+use crate::repository::SYNCHRONISED;
 
 /// A client by the settings in force.
 ///
@@ -14,6 +17,14 @@ use crate::hawkbit::Access;
 /// [`Kind::State`]: the proxy's address or the authorities' files are of no use.
 pub(crate) fn client() -> Result<Http, Failure> {
     build(&Settings::load_effective().unwrap_or_default().proxy, None)
+}
+
+/// The same for what is not signed by itself: certificates are judged by the clock, whatever it is worth.
+///
+/// # Errors
+/// As [`client`].
+pub(crate) fn client_by_the_clock() -> Result<Http, Failure> {
+    build_with(&Settings::load_effective().unwrap_or_default().proxy, None, Dates::Clock)
 }
 
 /// The same for a file at these addresses: what lies on hawkBit's own server is fetched as hawkBit's device.
@@ -44,15 +55,38 @@ pub(crate) fn client_of(settings: &Settings, urls: &[Url]) -> Result<Http, Failu
 /// # Errors
 /// [`Kind::State`]: as [`client`].
 pub(crate) fn build(proxies: &ProxySettings, access: Option<&Access>) -> Result<Http, Failure> {
+    build_with(proxies, access, if access.is_some() { Dates::Clock } else { dates() })
+}
+
+fn build_with(proxies: &ProxySettings, access: Option<&Access>, dates: Dates) -> Result<Http, Failure> {
     let (trust, identity) =
         access.map(|access| (access.trust.clone(), access.identity.clone())).unwrap_or_default();
     let settings = rustiot_http::Settings {
         proxy: proxy(proxies),
+        dates,
         trust,
         identity,
         ..rustiot_http::Settings::default()
     };
     Http::new(&settings).map_err(|e| Failure::from_error(Kind::State, "cannot make an HTTP client", &e))
+}
+
+/// What certificates are judged by. Metadata, deltas and bundles are signed by themselves; until the clock is set, the
+/// build of this image is all that is known of the time. A token of hawkBit's is only shown by the clock.
+fn dates() -> Dates {
+    if Path::new(SYNCHRONISED).exists() {
+        return Dates::Clock;
+    }
+    let release = std::fs::read(crate::daemon::RELEASE).ok();
+    let built = release.and_then(|text| serde_json::from_slice::<Release>(&text).ok());
+    Dates::After(built.map_or(0, |release| release.build_epoch))
+}
+
+/// `release.json` as far as it matters here.
+#[derive(serde::Deserialize)]
+struct Release {
+    #[serde(default)]
+    build_epoch: u64,
 }
 
 fn proxy(settings: &ProxySettings) -> Proxy {
