@@ -1,7 +1,7 @@
-//! Bytes per second, kept within a tenth over any second.
+//! Bytes per second: over any second no more than a tenth too much and one piece.
 //!
-//! A token bucket that may go into debt by one piece: whoever took a piece waits until it is paid. Called by the
-//! fetcher; the clock is tokio's, so that tests can hold it.
+//! A token bucket that may go into debt by one piece, as it came from the socket: whoever took it waits until it is paid.
+//! Called by the fetcher; the clock is tokio's, so that tests can hold it.
 
 use std::time::Duration;
 
@@ -76,17 +76,28 @@ mod tests {
 
     use super::*;
 
-    /// Takes `total` bytes in pieces, waiting as told; seconds of the held clock.
-    async fn run(bucket: &mut Bucket, total: u64, piece: u64) -> f64 {
+    /// Takes `total` bytes in pieces, waiting as told; seconds of the held clock, and the most bytes of any second.
+    async fn run(bucket: &mut Bucket, total: u64, piece: u64) -> (f64, u64) {
         let start = Instant::now();
         let mut left = total;
+        let mut taken = std::collections::VecDeque::new();
+        let (mut within, mut most) = (0, 0);
         while left > 0 {
-            let now = piece.min(left);
-            bucket.take(Instant::now(), now);
-            left -= now;
+            let (now, bytes) = (Instant::now(), piece.min(left));
+            bucket.take(now, bytes);
+            left -= bytes;
+            taken.push_back((now, bytes));
+            within += bytes;
+            while let Some((at, bytes)) = taken.front().copied()
+                && now - at >= Duration::from_secs(1)
+            {
+                within -= bytes;
+                taken.pop_front();
+            }
+            most = most.max(within);
             tokio::time::sleep(bucket.wait(Instant::now())).await;
         }
-        start.elapsed().as_secs_f64()
+        (start.elapsed().as_secs_f64(), most)
     }
 
     #[tokio::test(start_paused = true)]
@@ -94,13 +105,15 @@ mod tests {
         for (rate, piece) in [(10_000, 1_400), (100_000, 16_384), (1_000_000, 65_536), (50_000_000, 400_000)]
         {
             let mut bucket = Bucket::new(Instant::now(), Some(rate));
-            let took = run(&mut bucket, rate * 20, piece).await;
+            let (took, most) = run(&mut bucket, rate * 20, piece).await;
             assert!((18.0..22.0).contains(&took), "{rate}: {took}");
+            assert!(most <= rate / 10 * 11 + piece, "{rate}: {most} in a second");
             bucket.set_rate(Instant::now(), Some(rate / 2));
-            let took = run(&mut bucket, rate * 10, piece).await;
+            let (took, most) = run(&mut bucket, rate * 10, piece).await;
             assert!((18.0..22.0).contains(&took), "{rate} halved: {took}");
+            assert!(most <= rate / 20 * 11 + piece, "{rate} halved: {most} in a second");
             bucket.set_rate(Instant::now(), None);
-            assert!(run(&mut bucket, rate * 100, piece).await < 0.001);
+            assert!(run(&mut bucket, rate * 100, piece).await.0 < 0.001);
         }
     }
 
@@ -108,8 +121,8 @@ mod tests {
     async fn an_idle_hour_is_worth_a_short_burst() {
         let mut bucket = Bucket::new(Instant::now(), Some(1_000));
         tokio::time::advance(Duration::from_secs(3_600)).await;
-        let took = run(&mut bucket, 10_000, 100).await;
-        assert!((9.0..10.1).contains(&took), "{took}");
+        let (took, most) = run(&mut bucket, 10_000, 100).await;
+        assert!((9.0..10.1).contains(&took) && most <= 1_200, "{took}, {most}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -215,7 +215,8 @@ async fn a_captive_portal_is_waited_out_whatever_it_answers() {
 }
 
 /// The rate as a whole transfer has it, with real connections. A busy machine only makes it slower, and not three
-/// times in a row; what the limit itself does over any second is measured on a held clock (`throttle.rs`).
+/// times in a row; what the limit itself does over any second is measured on a held clock (`throttle.rs`), here with the
+/// largest piece that comes from the socket.
 #[tokio::test]
 async fn the_rate_limit_is_kept_within_a_tenth_on_the_wire() {
     const RATE: u64 = 400_000;
@@ -241,7 +242,7 @@ async fn the_rate_limit_is_kept_within_a_tenth_on_the_wire() {
         let began = Instant::now();
         handle.download().await.unwrap();
         rates.push(1_000_000.0 / began.elapsed().as_secs_f64());
-        // And within: no second of it brings more than a tenth too much, counted in whole pieces.
+        // And within: no second of it brings more than a tenth too much and one piece.
         let all = watched.await.unwrap();
         for (at, (from, before)) in all.iter().enumerate() {
             let within = all.iter().skip(at).take_while(|(now, _)| *now - *from <= Duration::from_secs(1));

@@ -3,7 +3,7 @@
 
 use crate::fixtures::{self, Fixtures, Release};
 use crate::lab::Lab;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustiot_board::Board;
 use rustiot_image::BundleTools;
 use rustiot_repository::publish::{Rdelta, Repository};
@@ -168,12 +168,7 @@ impl<'a> Ctx<'a> {
     /// A web server with a repository that has published `releases`, with deltas between them, for this board. The
     /// lab's devices trust it. Its files are in [`Ctx::published`].
     pub fn publish(&self, releases: &[&Release]) -> Result<FileServer> {
-        let repository = self.dir.file("repository");
-        if !repository.exists() {
-            let empty = self.fixtures.repository(self.lab)?;
-            let (from, to) = (empty.to_string_lossy(), repository.to_string_lossy());
-            self.lab.tools().run("cp", &["--archive", &from, &to])?;
-        }
+        let repository = self.own_repository()?;
         let bundles: Vec<PathBuf> = releases.iter().map(|r| self.bundle(r)).collect::<Result<_>>()?;
         let keyring = self.fixtures.signer(self.lab)?.keyring;
         let tools = BundleTools { toolbox: self.lab.toolbox.clone(), keyring };
@@ -186,6 +181,28 @@ impl<'a> Ctx<'a> {
             &|_, _| {},
         )?;
         Ok(FileServer::start(&self.published())?)
+    }
+
+    /// This test's copy of the lab's empty repository.
+    fn own_repository(&self) -> Result<PathBuf> {
+        let repository = self.dir.file("repository");
+        if !repository.exists() {
+            let empty = self.fixtures.repository(self.lab)?;
+            let (from, to) = (empty.to_string_lossy(), repository.to_string_lossy());
+            self.lab.tools().run("cp", &["--archive", &from, &to])?;
+        }
+        Ok(repository)
+    }
+
+    /// From now on [`Ctx::publish`] publishes by the product's own settings: the whole release compressed, and no bundle
+    /// as it is.
+    pub fn publish_compressed(&self) -> Result<()> {
+        let settings = self.own_repository()?.join("repo.toml");
+        let text = std::fs::read_to_string(&settings).context("no settings")?;
+        let product = text.replace("full_way = false", "full_way = true");
+        let product = product.replace("bundle_way = true", "bundle_way = false");
+        ensure!(product != text, "the lab's settings are the product's already: {text}");
+        std::fs::write(&settings, product).context("cannot write the settings")
     }
 
     /// From now on [`Ctx::publish`] publishes in a repository that no device trusts: its keys are nobody's.

@@ -10,6 +10,7 @@ use crate::runner::{LabTest, Tag};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::time::Instant;
 use testbed::{FileServer, Machine};
 
 pub(super) const TESTS: &[LabTest] = &[
@@ -33,6 +34,27 @@ pub(super) const TESTS: &[LabTest] = &[
         promise: "Power cuts and a killed service in a download cost at most 5 % more bytes than a clean run.",
         tags: &[],
         run: a_download_that_is_cut_again_and_again_costs_no_byte_twice,
+    },
+    LabTest {
+        name: "an_update_keeps_to_its_memory_and_writes_the_slot_once",
+        boards: &[],
+        promise: "By the delta, by the whole compressed release over the cache and by the same without a cache, the update service stays below its bounds of memory, the slot is written once, and the data partition as much as the cache takes.",
+        tags: &[],
+        run: an_update_keeps_to_its_memory_and_writes_the_slot_once,
+    },
+    LabTest {
+        name: "an_install_that_is_cancelled_leaves_nothing",
+        boards: &[],
+        promise: "An install that is cancelled while RAUC streams it stops at once, leaves no device, no mount and no slot that would boot, and the next install works.",
+        tags: &[],
+        run: an_install_that_is_cancelled_leaves_nothing,
+    },
+    LabTest {
+        name: "an_outage_longer_than_raucs_patience_costs_nothing",
+        boards: &["qemux86-64"],
+        promise: "A server that is away in the middle of a streamed install, for longer than the kernel waits for RAUC's device, costs no release: what is missing is fetched once it is back, and installed.",
+        tags: &[],
+        run: an_outage_longer_than_raucs_patience_costs_nothing,
     },
     LabTest {
         name: "on_its_battery_a_device_waits_with_the_install",
@@ -118,6 +140,233 @@ fn updates_by_the_difference_from_a_plain_web_server(ctx: &mut Ctx) -> Result<()
     ctx.figures.note("check_bytes", looked);
     ctx.figures.note("fetched_bytes", fetched);
     ctx.figures.note("bundle_bytes", whole);
+    Ok(())
+}
+
+/// Bytes written to a partition since the boot, by the kernel's count.
+fn written(machine: &Machine, partition: &str) -> Result<u64> {
+    let stat = format!(
+        "sync; awk '{{ printf \"%d\", $7 * 512 }}' /sys/class/block/$(basename $(readlink -f /dev/disk/by-partlabel/{partition}))/stat"
+    );
+    machine.sh(&stat)?.parse().with_context(|| format!("no count for {partition}"))
+}
+
+/// What one install is measured by.
+struct Meter<'a> {
+    machine: &'a Machine,
+    slot: rustiot_boot::Slot,
+    /// Bytes of both images.
+    images: u64,
+}
+
+impl Meter<'_> {
+    fn written(&self) -> Result<(u64, u64)> {
+        let slot = |class| written(self.machine, &format!("{class}-{}", self.slot));
+        Ok((slot("root")?.saturating_add(slot("boot")?), written(self.machine, "data")?))
+    }
+
+    /// `kind` of the update service's memory, bytes.
+    fn memory(&self, kind: &str) -> Result<u64> {
+        let pid = "$(systemctl show -P MainPID rustiot-update.service)";
+        let text = self.machine.sh(&format!("awk '/^{kind}:/ {{ print $2 }}' /proc/{pid}/status"))?;
+        Ok(text.parse::<u64>().with_context(|| format!("no {kind}: {text}"))?.saturating_mul(1024))
+    }
+
+    /// Installs what the repository has up to the activation, with at most so many bytes of memory. The figures: peak of
+    /// the memory, bytes written to the slot and to `data`.
+    fn install(&self, ctx: &Ctx, most: u64, figures: [&'static str; 3]) -> Result<Installed> {
+        let [name, ..] = figures;
+        let began = Instant::now();
+        self.machine.sh("echo 5 > /proc/$(systemctl show -P MainPID rustiot-update.service)/clear_refs")?;
+        let before = self.written()?;
+        let output = self.machine.run("rustiot update install --hold activate", HEALTHY)?;
+        ensure!(output.ok(), "{name}: it ended with {}: {}", output.status, output.stderr);
+        let after = self.written()?;
+        let status = json(self.machine, "rustiot update status")?;
+        ensure!(text(&status, "/phase") == "installed", "{name}: not installed: {status}");
+        let way = usize::try_from(number(&status, "/transaction/way")).unwrap_or(usize::MAX);
+        let way = text(&status, &format!("/transaction/plan/ways/{way}/kind")).to_owned();
+        let (slot, data) = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
+        let peak = self.memory("VmHWM")?;
+        for (figure, value) in figures.into_iter().zip([peak, slot, data]) {
+            ctx.figures.note(figure, value);
+        }
+        ensure!(peak <= most, "{name}: {peak} bytes of memory, {most} are allowed");
+        let most = self.images.saturating_add(self.images / 50);
+        ensure!(slot >= self.images && slot <= most, "{name}: {slot} bytes into a slot of {}", self.images);
+        let (bytes, a_second) = BESIDES;
+        let besides = bytes.saturating_add(a_second.saturating_mul(began.elapsed().as_secs()));
+        Ok(Installed { way, data, besides })
+    }
+
+    /// Takes it back, so that the slot is free for the next one.
+    fn back(&self) -> Result<()> {
+        self.machine.sh("rustiot update cancel")?;
+        idle(self.machine)
+    }
+}
+
+/// What an install was like.
+struct Installed {
+    way: String,
+    /// Bytes written to `data`, and how many of them may be others'.
+    data: u64,
+    besides: u64,
+}
+
+/// Most memory of the update service by the delta, its program's own pages counted, bytes.
+const PEAK: u64 = 20_000_000;
+/// The same by the whole release: more than is wanted (`docs/figures.md`), held so that it grows no further.
+const PEAK_OF_THE_WHOLE: u64 = 40_000_000;
+/// What logs and the file system's journal may write to `data` meanwhile: bytes, and bytes a second.
+const BESIDES: (u64, u64) = (4 << 20, 64 << 10);
+
+/// Nothing is under way, in the service, in the ledger, and at RAUC.
+fn idle(machine: &Machine) -> Result<()> {
+    machine.wait_until("that nothing is under way", COMMAND, &mut |machine| {
+        let phase = json(machine, "rustiot update status")?;
+        let rauc = "busctl get-property de.pengutronix.rauc / de.pengutronix.rauc.Installer Operation";
+        Ok(matches!(text(&phase, "/phase"), "idle" | "available")
+            && machine.ledger()?.phase.name() == "idle"
+            && machine.sh(rauc)?.contains("\"idle\""))
+    })
+}
+
+fn an_update_keeps_to_its_memory_and_writes_the_slot_once(ctx: &mut Ctx) -> Result<()> {
+    // To compress a whole release takes minutes: only of the one that is installed.
+    drop(ctx.publish(&[&A])?);
+    ctx.publish_compressed()?;
+    let server = ctx.publish(&[&B])?;
+    let image = ctx.fixtures.image(ctx.lab, ctx.board, &B)?;
+    let len = |path: &PathBuf| std::fs::metadata(path).map(|meta| meta.len()).context("no image");
+    let machine = ctx.healthy()?;
+    let before = machine.boot()?;
+    let images = len(&image.root)?.saturating_add(len(&image.boot)?);
+    let meter = Meter { machine: &machine, slot: !before.slot, images };
+    ctx.figures.note("images_bytes", images);
+    look_at(&machine, &server)?;
+    machine.sh("rustiot update check")?;
+    let plan = json(&machine, "rustiot update plan")?;
+    let (delta, full) = (number(&plan, "/ways/0/bytes"), number(&plan, "/ways/1/bytes"));
+    let two = text(&plan, "/ways/1/kind") == "full" && plan.pointer("/ways/2").is_none();
+    ensure!(text(&plan, "/ways/0/kind") == "delta" && two, "other ways than the product's: {plan}");
+    ctx.figures.note("delta_bytes", delta);
+    ctx.figures.note("full_bytes", full);
+
+    let figures = ["delta_peak_bytes", "delta_slot_bytes", "delta_data_bytes"];
+    let Installed { way, data, besides } = meter.install(ctx, PEAK, figures)?;
+    ensure!(way == "delta" && data <= delta + besides, "{data} bytes on data for the {way} of {delta}");
+    meter.back()?;
+
+    // Without room for it the delta is left out, and the whole release goes straight to the slot.
+    add_configuration(&machine, "cache = \"0\"\n")?;
+    let figures = ["uncached_peak_bytes", "uncached_slot_bytes", "uncached_data_bytes"];
+    let Installed { way, data, besides } = meter.install(ctx, PEAK_OF_THE_WHOLE, figures)?;
+    ensure!(way == "full" && data <= besides, "{data} bytes on data for the {way} without a cache");
+    meter.back()?;
+
+    // Without the delta, and with a cache that is as large as it needs to be.
+    for delta in deltas(ctx)? {
+        std::fs::remove_file(&delta).context("cannot remove the delta")?;
+    }
+    let cache = (full >> 20) + 1;
+    machine.sh(
+        "mount -o remount,rw /config && sed -i '/^cache = /d' /config/rustiot.toml && mount -o remount,ro /config",
+    )?;
+    add_configuration(&machine, &format!("cache = \"{cache}M\"\n"))?;
+    let figures = ["full_peak_bytes", "full_slot_bytes", "full_data_bytes"];
+    let Installed { way, data, besides } = meter.install(ctx, PEAK_OF_THE_WHOLE, figures)?;
+    let bounded = data >= full && data <= full + besides;
+    ensure!(way == "full" && bounded, "{data} bytes on data for the {way} of {full}");
+    machine.run("rustiot update hold none", COMMAND)?;
+    machine.wait_next_healthy(&before)?;
+    ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
+    machine.wait_settled()?;
+    machine.wait_until("the commit in the history", HEALTHY, &mut |machine| {
+        Ok(text(&outcome(machine)?, "/result") == "committed")
+    })
+}
+
+/// Begins to stream B from `server` and waits until `bytes` of it are in the slot.
+fn stream(machine: &Machine, server: &FileServer, bytes: u64) -> Result<()> {
+    let url = server.guest_url(&format!("{}.raucb", B.name));
+    machine.sh(&format!("rustiot update install --no-wait {url}"))?;
+    machine.wait_until("the first bytes in the slot", HEALTHY, &mut |machine| {
+        let status = json(machine, "rustiot update status")?;
+        Ok(text(&status, "/phase") == "installing" && number(&status, "/progress/bytes") > bytes)
+    })
+}
+
+fn an_install_that_is_cancelled_leaves_nothing(ctx: &mut Ctx) -> Result<()> {
+    let server = ctx.serve(&[&B])?;
+    let machine = ctx.healthy()?;
+    let before = machine.boot()?;
+    server.set_faults(testbed::Faults { bytes_per_second: Some(3_000_000), ..testbed::Faults::default() });
+    stream(&machine, &server, 4 << 20)?;
+    let began = Instant::now();
+    machine.sh("rustiot update cancel")?;
+    ctx.figures.note("cancel_ms", u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    idle(&machine)?;
+    let fetched = server.bytes();
+    let record = machine.ledger()?;
+    ensure!(
+        !matches!(record.slot(!before.slot), rustiot_boot::SlotState::Valid { .. }),
+        "a half-written slot counts as valid: {:?}",
+        record.slot(!before.slot)
+    );
+    let slots: Value = json(&machine, "rustiot slots")?;
+    ensure!(slots.pointer("/loader/default") == slots.get("running"), "the next boot is another: {slots}");
+    machine.wait_until("that RAUC's devices are gone", COMMAND, &mut |machine| {
+        let left = machine.sh("ls /sys/block/nbd*/pid 2>/dev/null; grep -h rauc /sys/block/dm-*/dm/name 2>/dev/null; grep squashfs /proc/mounts; true")?;
+        Ok(left.is_empty())
+    })?;
+    let entry = outcome(&machine)?;
+    ensure!(text(&entry, "/result") == "cancelled", "not cancelled: {entry}");
+    ensure!(server.bytes() == fetched, "{} bytes came after it", server.bytes() - fetched);
+    ensure!(machine.boot()?.boot_id == before.boot_id, "it restarted");
+
+    // The trial that would follow is other tests' matter.
+    server.set_faults(testbed::Faults::default());
+    let url = server.guest_url(&format!("{}.raucb", B.name));
+    let output = machine.run(&format!("rustiot update install --hold activate {url}"), HEALTHY)?;
+    ensure!(output.ok(), "the next install ended with {}: {}", output.status, output.stderr);
+    let status = json(&machine, "rustiot update status")?;
+    ensure!(text(&status, "/phase") == "installed", "the next one is not installed: {status}");
+    Ok(())
+}
+
+fn an_outage_longer_than_raucs_patience_costs_nothing(ctx: &mut Ctx) -> Result<()> {
+    let server = ctx.serve(&[&B])?;
+    let whole = std::fs::metadata(ctx.bundle(&B)?).context("no bundle")?.len();
+    let machine = ctx.healthy()?;
+    let before = machine.boot()?;
+    server.set_faults(testbed::Faults { bytes_per_second: Some(6_000_000), ..testbed::Faults::default() });
+    stream(&machine, &server, 16 << 20)?;
+    server.set_faults(testbed::Faults { status: Some(503), ..testbed::Faults::default() });
+    let began = Instant::now();
+    let mut told = false;
+    machine.wait_until("that RAUC is not asked any more", HEALTHY, &mut |machine| {
+        let status = json(machine, "rustiot update status")?;
+        told |=
+            text(&status, "/phase") == "installing" && text(&status, "/message").contains("fetched first");
+        Ok(text(&status, "/phase") == "downloading")
+    })?;
+    let seconds = began.elapsed().as_secs();
+    ctx.figures.note("seconds_until_rauc_gave_up", seconds);
+    ensure!(seconds >= 290, "it ended after {seconds} s: that was not the kernel");
+    ensure!(told, "nobody was told that RAUC is held");
+    let log = machine.sh("dmesg | grep -ci 'nbd.*\\(timed out\\|error\\)' || true")?;
+    ensure!(log != "0", "the kernel gave no device up");
+    server.set_faults(testbed::Faults::default());
+    machine.wait_next_healthy(&before)?;
+    ensure!(machine.version()? == B.version, "runs {}", machine.version()?);
+    machine.wait_settled()?;
+    let entry = outcome(&machine)?;
+    ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
+    let fetched = server.bytes();
+    ctx.figures.note("fetched_bytes", fetched);
+    ctx.figures.note("bundle_bytes", whole);
+    ensure!(fetched * 100 <= whole * 105, "{fetched} bytes came for {whole}");
     Ok(())
 }
 
