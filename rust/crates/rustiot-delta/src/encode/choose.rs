@@ -21,7 +21,10 @@ const ROUNDS: usize = 2;
 const OP: i64 = 7 * BIT as i64;
 /// What new data costs on top of its bytes: less can be repeated where it is cut, and a segment is full sooner.
 /// Measured, like the factor of corrections below, on real releases.
-const CUT: i64 = 75 * BIT as i64;
+pub(crate) const CUT: i64 = 75 * BIT as i64;
+/// The same between releases that have little in common: millions of short copies are slow to apply, and fewer of them
+/// take hardly more bytes.
+pub(crate) const CUT_FAR: i64 = 110 * BIT as i64;
 /// An address but for its distance.
 const SEEK: i64 = 6 * BIT as i64;
 /// The first address of a part, whose distance is not known.
@@ -39,11 +42,12 @@ const LOOK_BACK: usize = 24;
 /// The longest hole between two pieces of one copy that is filled by copying on.
 const BRIDGE: usize = 4096;
 
-/// The stretches again, without the copies that are not worth it.
+/// The stretches again, without the copies that are not worth it. `cut`: [`CUT`] or [`CUT_FAR`].
 pub(crate) fn choose(
     target: &[u8],
     old: &Old,
     stretches: &[Stretch],
+    cut: i64,
     progress: &(dyn Fn(f32) + Sync),
 ) -> Vec<Stretch> {
     let sure: Vec<bool> = stretches.iter().map(|stretch| is_sure(target, old, stretch)).collect();
@@ -55,7 +59,7 @@ pub(crate) fn choose(
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some((from, to)) = parts.get(number) else { return done };
-            let part = Part::new(target, old, &stretches[*from..*to], &sure[*from..*to]);
+            let part = Part::new(target, old, &stretches[*from..*to], &sure[*from..*to], cut);
             done.push((number, part.choose()));
             progress(number as f32 / parts.len() as f32);
         }
@@ -112,6 +116,7 @@ struct Part<'a> {
     old: &'a Old,
     stretches: &'a [Stretch],
     sure: &'a [bool],
+    cut: i64,
     /// Corrections of all copies, each from the start of its stretch; and where each stretch's begin.
     fixes: Vec<u32>,
     fixes_at: Vec<usize>,
@@ -156,7 +161,7 @@ struct Way {
 }
 
 impl<'a> Part<'a> {
-    fn new(target: &'a [u8], old: &'a Old, stretches: &'a [Stretch], sure: &'a [bool]) -> Self {
+    fn new(target: &'a [u8], old: &'a Old, stretches: &'a [Stretch], sure: &'a [bool], cut: i64) -> Self {
         let mut all = Vec::new();
         let mut fixes_at = vec![0];
         for stretch in stretches {
@@ -165,7 +170,7 @@ impl<'a> Part<'a> {
             }
             fixes_at.push(all.len());
         }
-        Part { target, old, stretches, sure, fixes: all, fixes_at }
+        Part { target, old, stretches, sure, cut, fixes: all, fixes_at }
     }
 
     fn choose(&self) -> Vec<Stretch> {
@@ -307,7 +312,7 @@ impl<'a> Part<'a> {
         if hole == 0 {
             return (seek, false);
         }
-        let new = seek + data(before.data.1, piece.data.0) + OP + CUT;
+        let new = seek + data(before.data.1, piece.data.0) + OP + self.cut;
         if piece.address.checked_sub(from) == Some(hole) && hole <= BRIDGE {
             let fixes = fixes(self.target, self.old, before.end, piece.start, from).count() as i64;
             let on = fixes * FIX - OP;
@@ -459,7 +464,7 @@ mod tests {
 
     fn chosen(target: &[u8], old: &[u8], stretches: &[Stretch]) -> Vec<Stretch> {
         let old = Old::new(&[Source { name: "root", bytes: old }]).unwrap();
-        choose(target, &old, stretches, &|_| ())
+        choose(target, &old, stretches, CUT, &|_| ())
     }
 
     fn stretch(start: usize, end: usize, made: Made) -> Stretch {

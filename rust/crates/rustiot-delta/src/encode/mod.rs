@@ -132,6 +132,11 @@ pub fn encode(
     })
 }
 
+/// Predictions have to save this part of what there is to save.
+const WORTH: usize = 50;
+/// A target of which more than this part is new has little in common with the old data.
+const FAR: usize = 10;
+
 /// Compares, and compares again with what was learned of programs: tables in which every reference has changed are only
 /// recognised then.
 fn compare(
@@ -143,20 +148,21 @@ fn compare(
     let rounds = programs::ROUNDS as f32 + 2.0;
     let mut stretches = diff::diff(target, trees, old, &|share| progress(share / rounds));
     let mut known = Programs::learn(target, old, &stretches);
-    for round in 1..=programs::ROUNDS {
-        if !known.matter(target, old, &stretches) {
-            break;
-        }
-        let predicted = known.all_predicted(old, &stretches);
-        stretches = diff::diff(target, trees, &predicted, &|share| progress((round as f32 + share) / rounds));
-        known = Programs::learn(target, old, &stretches);
+    let mut predicted = known.all_predicted(old, &stretches);
+    let progress_of = |round: usize| move |share: f32| progress((round as f32 + share) / rounds);
+    let first = choose::choose(target, &predicted, &stretches, choose::CUT, &|_| {});
+    let (saved, takes) = programs::weigh(target, old, &predicted, &first);
+    if saved < takes / WORTH {
+        // They would cost the device time for nothing.
+        let cut = if takes > target.len() / FAR { choose::CUT_FAR } else { choose::CUT };
+        return (choose::choose(target, old, &stretches, cut, &progress_of(1)), Programs::none());
     }
-    let progress = |share: f32| progress((rounds - 1.0 + share) / rounds);
-    let chosen = match known.is_empty() {
-        true => choose::choose(target, old, &stretches, &progress),
-        false => choose::choose(target, &known.all_predicted(old, &stretches), &stretches, &progress),
-    };
-    (chosen, known)
+    for round in 1..=programs::ROUNDS {
+        stretches = diff::diff(target, trees, &predicted, &progress_of(round));
+        known = Programs::learn(target, old, &stretches);
+        predicted = known.all_predicted(old, &stretches);
+    }
+    (choose::choose(target, &predicted, &stretches, choose::CUT, &progress_of(programs::ROUNDS + 1)), known)
 }
 
 fn check(target: &[u8], sources: &[Source<'_>]) -> Result<(), EncodeError> {

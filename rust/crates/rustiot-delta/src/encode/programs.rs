@@ -12,8 +12,6 @@ use object::{LittleEndian, elf::FileHeader64};
 const GRID: usize = 512;
 /// Rounds of looking for what moved and comparing again with that in mind.
 pub(crate) const ROUNDS: usize = 2;
-/// Hundredths of what stretches take that are worth comparing again.
-const GOOD_PART: usize = 10;
 /// So many references must agree that something moved.
 const AGREE: usize = 4;
 /// Moves of one program.
@@ -35,8 +33,6 @@ pub(crate) struct Known {
     pub(crate) references: References,
     /// How long its list is.
     pub(crate) size: usize,
-    /// Corrections that it saves.
-    saved: usize,
 }
 
 /// A copy: address, place in the target, length.
@@ -154,26 +150,24 @@ impl Programs {
         }
         Old { bytes, ranges: old.ranges.clone() }
     }
+}
 
-    /// True when nothing is known.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.each.is_empty()
-    }
-
-    /// True when predictions save a good part of what the stretches take: only then it is worth the time to compare
-    /// everything again.
-    pub(crate) fn matter(&self, target: &[u8], old: &Old, stretches: &[Stretch]) -> bool {
-        let takes = |stretch: &Stretch| match stretch.made {
+/// Corrections that predictions save, and what the stretches take all the same: corrections and new data, bytes.
+pub(crate) fn weigh(target: &[u8], old: &Old, predicted: &Old, stretches: &[Stretch]) -> (usize, usize) {
+    let (mut saved, mut takes) = (0usize, 0usize);
+    for stretch in stretches {
+        let to = &target[stretch.start..stretch.end];
+        match stretch.made {
             Made::Copy(from) => {
-                let to = &target[stretch.start..stretch.end];
-                differ(&old.bytes[from..from + to.len()], to)
+                let wrong = differ(&predicted.bytes[from..from + to.len()], to);
+                saved += differ(&old.bytes[from..from + to.len()], to).saturating_sub(wrong);
+                takes += wrong;
             }
-            Made::Extra => stretch.end - stretch.start,
-            Made::Zero => 0,
-        };
-        let saved: usize = self.each.iter().map(|known| known.saved).sum();
-        saved >= GOOD_PART * stretches.iter().map(takes).sum::<usize>() / 100
+            Made::Extra => takes += to.len(),
+            Made::Zero => {}
+        }
     }
+    (saved, takes)
 }
 
 fn copy(stretch: &Stretch) -> Option<Copy> {
@@ -407,7 +401,7 @@ impl Learner<'_> {
         let saved = self.saved(changed, &references);
         let size = references.to_bytes().len();
         let (start, end) = (references.areas.first()?.start, references.areas.last()?.end);
-        (saved > WORTH * size).then_some(Known { start, end, references, size, saved })
+        (saved > WORTH * size).then_some(Known { start, end, references, size })
     }
 
     /// Keeps the list's length allowed and its numbers right.
