@@ -560,7 +560,8 @@ impl<W: Write> Write for Counted<W> {
     }
 }
 
-/// Waves in words: `5%`, `50%+1d`, `canary:100%`, `100%+2026-03-01`… separated by commas or spaces.
+/// Waves in words: `5%`, `50%+1d`, `canary|lab:100%`, separated by commas or spaces. What follows `+` counts from `now`: a
+/// number and `s`, `m`, `h` or `d`. A date is no delay.
 ///
 /// # Errors
 /// What is wrong, and an example.
@@ -568,10 +569,13 @@ pub fn parse_waves(text: &str, now: u64) -> Result<Vec<Wave>, String> {
     let mut waves = Vec::new();
     for word in text.split([',', ' ']).filter(|word| !word.is_empty()) {
         let wrong = || format!("{word:?} is no wave; write 5%, 50%+1d or canary:100%");
-        let (labels, rest) = match word.split_once(':') {
+        let (labels, rest): (Vec<String>, _) = match word.split_once(':') {
             Some((labels, rest)) => (labels.split('|').map(str::to_owned).collect(), rest),
             None => (Vec::new(), word),
         };
+        if labels.iter().any(String::is_empty) {
+            return Err(wrong());
+        }
         let (share, delay) = rest.split_once('+').unwrap_or((rest, "0s"));
         let share: f64 = share.strip_suffix('%').ok_or_else(wrong)?.parse().map_err(|_| wrong())?;
         if !(0.0..=100.0).contains(&share) {
@@ -599,4 +603,49 @@ pub fn parse_waves(text: &str, now: u64) -> Result<Vec<Wave>, String> {
         return Err("no wave is named; write for example 5%,50%+1d,100%+3d".to_owned());
     }
     Ok(waves)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_waves;
+
+    #[test]
+    fn waves_are_read_as_they_are_written() {
+        let waves = parse_waves("canary|lab:100%, 0.5%+90s 5%+2m,50%+3h,100%+1d", 1000).unwrap();
+        let told: Vec<_> = waves.iter().map(|w| (w.permille, w.not_before, w.labels.join("|"))).collect();
+        let wanted =
+            [(1000, 0, "canary|lab"), (5, 1090, ""), (50, 1120, ""), (500, 11_800, ""), (1000, 87_400, "")];
+        assert_eq!(told, wanted.map(|(share, from, labels)| (share, from, labels.to_owned())));
+        assert_eq!(waves.iter().map(|w| w.name.as_str()).next_back(), Some("100%+1d"));
+        // A delay that no clock reaches stays in the future.
+        assert_eq!(parse_waves("1%+18446744073709551615d", 1000).unwrap()[0].not_before, u64::MAX);
+    }
+
+    #[test]
+    fn what_is_no_wave_is_refused_by_its_word() {
+        for word in [
+            "5",
+            "%",
+            "x%",
+            "-1%",
+            "101%",
+            "NaN%",
+            "5%+",
+            "5%+d",
+            "5%+1",
+            "5%+1w",
+            "5%+1.5d",
+            "5%+-1d",
+            ":5%",
+            "a|:5%",
+            "5%+é",
+            "100%+2026-03-01",
+        ] {
+            let why = parse_waves(&format!("1%,{word}"), 0).unwrap_err();
+            assert!(why.contains(&format!("{word:?}")) && why.contains("write"), "{word}: {why}");
+        }
+        for nothing in ["", " , "] {
+            assert!(parse_waves(nothing, 0).unwrap_err().contains("no wave is named"));
+        }
+    }
 }
