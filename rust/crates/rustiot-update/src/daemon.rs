@@ -56,12 +56,12 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(600);
 
 /// `release.json` as far as it matters here.
 #[derive(Debug, Deserialize)]
-struct ReleaseFile {
+pub(crate) struct ReleaseFile {
     #[serde(default)]
     version: String,
     compatible: String,
     #[serde(default)]
-    build_epoch: u64,
+    pub(crate) build_epoch: u64,
     #[serde(default)]
     floor: Option<String>,
 }

@@ -2,11 +2,12 @@
 //!
 //! Made anew for each job, so that a changed configuration counts and nothing of it stays in memory in between.
 
+use std::path::Path;
+
 use rustiot_config::{ProxySettings, Settings};
 use rustiot_http::{Dates, Http, Proxy, Url};
 
-use std::path::Path;
-
+use crate::daemon::ReleaseFile;
 use crate::failure::{Failure, Kind};
 use crate::hawkbit::Access;
 use crate::repository::SYNCHRONISED;
@@ -78,15 +79,8 @@ fn dates() -> Dates {
         return Dates::Clock;
     }
     let release = std::fs::read(crate::daemon::RELEASE).ok();
-    let built = release.and_then(|text| serde_json::from_slice::<Release>(&text).ok());
+    let built = release.and_then(|text| serde_json::from_slice::<ReleaseFile>(&text).ok());
     Dates::After(built.map_or(0, |release| release.build_epoch))
-}
-
-/// `release.json` as far as it matters here.
-#[derive(serde::Deserialize)]
-struct Release {
-    #[serde(default)]
-    build_epoch: u64,
 }
 
 fn proxy(settings: &ProxySettings) -> Proxy {

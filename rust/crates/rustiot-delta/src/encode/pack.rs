@@ -4,7 +4,6 @@ use super::programs::{Programs, differ};
 use super::{EncodeError, Made, Old, Stretch};
 use crate::code::Code;
 use crate::format::{SEGMENT_OPS_MAX, put_number, zigzag};
-use crate::reference::{AREAS_MAX, MOVES_MAX, References};
 use crate::segment::STREAMS;
 use lzma_rust2::{EncodeMode, LzmaOptions, LzmaWriter, MfType};
 use std::collections::BTreeSet;
@@ -107,16 +106,7 @@ impl Raw {
     fn tell(&mut self, programs: &Programs, numbers: &Range<usize>, most: usize) -> bool {
         let new = || numbers.clone().filter(|number| !self.programs.contains(number));
         let more: usize = new().map(|number| programs.get(number).size).sum();
-        let count = |list: &dyn Fn(&References) -> usize| -> usize {
-            self.programs
-                .iter()
-                .copied()
-                .chain(new())
-                .map(|number| list(&programs.get(number).references))
-                .sum()
-        };
-        let fits =
-            count(&|list| list.areas.len()) <= AREAS_MAX && count(&|list| list.moves.len()) <= MOVES_MAX;
+        let fits = programs.fit(self.programs.iter().copied().chain(new()));
         if self.len > 0 && more > 0 && (!fits || self.size() + more >= most) {
             return false;
         }
@@ -140,7 +130,7 @@ impl From<'_> {
         let len = stretch.end - stretch.start;
         let numbers = self.programs.within(address, len);
         let (plain, to) = (&self.old.bytes[address..address + len], &self.target[stretch.start..stretch.end]);
-        if numbers.is_empty() || plain == to {
+        if numbers.is_empty() || plain == to || !self.programs.fit(numbers.clone()) {
             return None;
         }
         let predicted =

@@ -3,7 +3,7 @@
 //! whatever does not pay is left out. The decoder's side is `reference.rs`.
 
 use super::{Made, Old, Stretch};
-use crate::reference::{Area, Fields, Kind, Move, Program, References, WINDOW};
+use crate::reference::{self, AREAS_MAX, Area, Fields, Kind, Move, Program, References, WINDOW};
 use object::elf;
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use object::{LittleEndian, elf::FileHeader64};
@@ -105,6 +105,17 @@ impl Programs {
     /// One of them.
     pub(crate) fn get(&self, number: usize) -> &Known {
         &self.each[number]
+    }
+
+    /// Whether one segment may tell of all these.
+    pub(crate) fn fit(&self, numbers: impl Iterator<Item = usize>) -> bool {
+        let (mut areas, mut moves) = (0, 0);
+        for number in numbers {
+            let references = &self.each[number].references;
+            areas += references.areas.len();
+            moves += references.moves.len();
+        }
+        areas <= AREAS_MAX && moves <= reference::MOVES_MAX
     }
 
     /// The lists of these together.
@@ -459,7 +470,7 @@ impl Learner<'_> {
         )
     }
 
-    /// Bytes that are right as they are less those that are right when predicted, window by window, for each kind.
+    /// The areas again, each window of the kind that leaves the fewest corrections; without those where none helps.
     fn kinds(&self, references: &References) -> Vec<Area> {
         let Some(program) = references.programs.first() else { return Vec::new() };
         let mut areas: Vec<Area> = Vec::new();
@@ -468,10 +479,7 @@ impl Learner<'_> {
                 Kind::Arm64 => Kind::Arm64,
                 _ => Kind::X86,
             };
-            let kinds: &[Kind] = match area.kind {
-                Kind::Table => &[Kind::Table],
-                _ => &[area.kind, code, Kind::Jumps, Kind::Frames, Kind::Pointers, Kind::Offsets],
-            };
+            let kinds = [area.kind, code, Kind::Jumps, Kind::Frames, Kind::Pointers, Kind::Offsets];
             let mut part = area.clone();
             let mut last: Option<Kind> = Some(area.kind);
             let mut add = |part: &Area, kind: Option<Kind>| {
@@ -570,4 +578,35 @@ fn counted(mut votes: Vec<(u32, i32)>) -> Vec<Move> {
         moves.remove(0);
     }
     moves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program of so many areas of 8 bytes each, from an address on.
+    fn known(start: u64, areas: usize) -> Known {
+        let program = Program { lowest: 0, span: 1 << 20, code: (0, 0), moved: 0, moves: (0, 0) };
+        let areas = (0..areas as u64)
+            .map(|number| {
+                let start = start + 16 * number;
+                Area { start, end: start + 8, kind: Kind::Pointers, place: 0, program: 0 }
+            })
+            .collect();
+        let references = References { areas, moves: Vec::new(), programs: vec![program] };
+        Known {
+            start,
+            end: references.areas.last().unwrap().end,
+            size: references.to_bytes().len(),
+            references,
+        }
+    }
+
+    #[test]
+    fn no_segment_tells_of_more_than_a_decoder_takes() {
+        let programs = Programs { each: vec![known(0, AREAS_MAX), known(1 << 20, 1)] };
+        assert!(programs.fit(0..1) && programs.fit(1..2) && !programs.fit(0..2));
+        let parsed = |numbers| References::parse(&programs.together(numbers).to_bytes()).unwrap();
+        assert!(parsed(0..1).is_ok() && parsed(0..2).is_err());
+    }
 }
