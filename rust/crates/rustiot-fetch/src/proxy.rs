@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::error::Failure;
 use crate::job::Job;
 use crate::store::{Control, Remote, Store};
-use crate::types::{Limits, Progress, Way};
+use crate::types::{Limits, Progress, RemoteFile, Way};
 
 /// The proxy. One job at a time for each cache directory.
 #[derive(Debug)]
@@ -43,10 +43,10 @@ impl Proxy {
     /// [`Failure`]: no address, or cache or socket are of no use.
     pub async fn start(way: Way, limits: Limits, cache_dir: &Path, http: Http) -> Result<Handle, Failure> {
         let (remote, sources) = match way {
-            Way::Delta { file, sources } => {
-                (Remote { urls: file.urls, len: Some(file.len), sha256: Some(file.sha256) }, Some(sources))
+            Way::Delta { file: RemoteFile { urls, len, sha256 }, sources } => {
+                (Remote { urls, len: Some(len), sha256: Some(sha256), in_order: true }, Some(sources))
             }
-            Way::Plain { urls, len, sha256 } => (Remote { urls, len, sha256 }, None),
+            Way::Plain { urls, len, sha256 } => (Remote { urls, len, sha256, in_order: false }, None),
         };
         let failed = |source| Failure::File { path: "127.0.0.1".to_owned(), source: Arc::new(source) };
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;

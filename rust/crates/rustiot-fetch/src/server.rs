@@ -26,7 +26,7 @@ const CONNECTIONS: usize = 256;
 /// Most bytes that are made at once for one request. The kernel asks for 1.25 MB at the most.
 const STRETCH: u64 = 2 << 20;
 /// How many such stretches are in memory at once.
-const AT_ONCE: usize = 3;
+const AT_ONCE: usize = 2;
 
 /// Serves the bundle at `path` until this is dropped.
 pub(crate) async fn serve(listener: TcpListener, path: Arc<str>, job: Arc<Job>) {

@@ -32,6 +32,10 @@ const AHEAD_MIN: u64 = 256 << 10;
 const AHEAD_MAX: u64 = 8 << 20;
 /// The same without a cache: what is ahead has to stay in memory.
 const AHEAD_WINDOW: u64 = 1 << 20;
+/// Most that is kept in memory without a cache: for several readers at once, in any order.
+const WINDOW: usize = 4 << 20;
+/// The same for one reader that goes upwards: what is ahead of it, and what it is about to read.
+const WINDOW_IN_ORDER: usize = 1280 << 10;
 /// Somebody who waits for something this close ahead of a transfer waits for the transfer.
 const SOON: u64 = 2 << 20;
 /// How much is written and synced at once: a 512th of the file, between these. A power cut costs half of it on average.
@@ -55,12 +59,14 @@ pub(crate) struct Control {
     pub limits: Limits,
 }
 
-/// What the file is.
+/// What the file is, and who reads it.
 #[derive(Clone, Debug)]
 pub(crate) struct Remote {
     pub urls: Vec<Url>,
     pub len: Option<u64>,
     pub sha256: Option<[u8; 32]>,
+    /// One reader goes upwards through it, and nobody else reads: a decoder.
+    pub in_order: bool,
 }
 
 /// How much of a file of this machine is read at once.
@@ -122,7 +128,7 @@ struct Shared {
     progress: watch::Sender<Progress>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     len: Option<u64>,
     learn: bool,
@@ -142,6 +148,24 @@ struct Inner {
 }
 
 impl Inner {
+    fn new(remote: &Remote) -> Inner {
+        Inner {
+            len: None,
+            learn: false,
+            whole: 0,
+            wants: BTreeMap::new(),
+            next_want: 0,
+            failure: None,
+            validators: vec![Validator::default(); remote.urls.len()],
+            have: RangeSet::default(),
+            verified: false,
+            cache: None,
+            window: Window::new(if remote.in_order { WINDOW_IN_ORDER } else { WINDOW }),
+            handed_out: false,
+            mirror: 0,
+        }
+    }
+
     fn missing(&self, range: Range<u64>) -> Option<Range<u64>> {
         match self.cache {
             Some(_) => self.have.missing(range).into_iter().next(),
@@ -207,10 +231,7 @@ impl Store {
             local,
             cache_dir: cache_dir.to_owned(),
             cache_limit,
-            inner: Mutex::new(Inner {
-                validators: vec![Validator::default(); remote.urls.len()],
-                ..Inner::default()
-            }),
+            inner: Mutex::new(Inner::new(&remote)),
             remote,
             work: Notify::new(),
             version: watch::Sender::new(0),
@@ -277,7 +298,12 @@ impl Store {
         if self.0.local.is_some() {
             return self.failure().map_or(Ok(()), Err);
         }
-        let room = if self.cached() { u64::MAX } else { AHEAD_WINDOW };
+        let room = match self.cached() {
+            true => u64::MAX,
+            // It fetches what it reads: several stretches ahead of it would push each other out of the window.
+            false if self.0.remote.in_order => 0,
+            false => AHEAD_WINDOW,
+        };
         let mut sum = 0u64;
         let wants: Vec<_> = ranges
             .iter()

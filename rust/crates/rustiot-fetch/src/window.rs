@@ -1,4 +1,4 @@
-//! What is kept of a download when there is no cache: the last few megabytes, in memory.
+//! What is kept of a download when there is no cache: the last of it, in memory.
 //!
 //! Pure. Called by the store.
 
@@ -7,18 +7,22 @@ use std::ops::Range;
 
 use rustiot_http::Bytes;
 
-/// Most bytes that are kept.
-pub(crate) const WINDOW: usize = 4 << 20;
-
 /// Pieces of a file; the oldest go first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Window {
+    /// Most bytes that are kept.
+    most: usize,
     pieces: BTreeMap<u64, Bytes>,
     order: VecDeque<u64>,
     bytes: usize,
 }
 
 impl Window {
+    /// Of so many bytes at the most.
+    pub fn new(most: usize) -> Window {
+        Window { most, pieces: BTreeMap::new(), order: VecDeque::new(), bytes: 0 }
+    }
+
     /// Keeps a piece, and forgets old ones.
     pub fn insert(&mut self, offset: u64, piece: Bytes) {
         self.bytes = self.bytes.saturating_add(piece.len());
@@ -27,7 +31,7 @@ impl Window {
             self.order.retain(|at| *at != offset);
         }
         self.order.push_back(offset);
-        while self.bytes > WINDOW {
+        while self.bytes > self.most {
             let Some(old) = self.order.pop_front().and_then(|at| self.pieces.remove(&at)) else { break };
             self.bytes = self.bytes.saturating_sub(old.len());
         }
@@ -67,7 +71,7 @@ impl Window {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        *self = Window::default();
+        *self = Window::new(self.most);
     }
 
     /// What is here from `at` on in one piece, never empty, and where that ends.
@@ -85,7 +89,7 @@ mod tests {
 
     #[test]
     fn reads_across_pieces_and_forgets_the_oldest() {
-        let mut window = Window::default();
+        let mut window = Window::new(4 << 20);
         window.insert(10, Bytes::from_static(b"abc"));
         window.insert(13, Bytes::from_static(b"def"));
         let mut buf = [0; 4];
@@ -98,7 +102,7 @@ mod tests {
         for at in 0..8 {
             window.insert(1000 + at * (1 << 20), Bytes::from(vec![1; 1 << 20]));
         }
-        assert!(window.bytes <= WINDOW);
+        assert!(window.bytes <= 4 << 20);
         assert_eq!(window.missing(10..16), Some(10..16));
         let last = 1000 + 7 * (1 << 20);
         assert_eq!(window.missing(last..last + 5), None);
