@@ -42,6 +42,9 @@ const STALL_LIMIT: Duration = Duration::from_secs(900);
 const HELD_LIMIT: Duration = Duration::from_secs(240);
 /// How long after RAUC was held for so long its failure may come: what is left of the kernel's time, and RAUC's end.
 const HELD_ECHO: Duration = Duration::from_secs(120);
+/// How long RAUC may take to end by itself once it has nothing to read, and how often it is asked.
+const END_LIMIT: Duration = Duration::from_secs(60);
+const END_EVERY: Duration = Duration::from_millis(250);
 /// How often the written bytes are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// How often the ledger is looked at while others act on it (trial, soak, a running RAUC).
@@ -657,11 +660,23 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             _ => {}
         }
         if phase == Phase::Installing {
-            self.ports.installer.abort().await?;
+            self.stop_rauc().await?;
         }
         self.forget_in_ledger()?;
         self.give_up(Outcome::Cancelled, Failure::new(Kind::Cancelled, "taken back"));
         Ok(())
+    }
+
+    /// Stops RAUC. It cannot be told to; but when nothing comes for it to read any more, it ends the install by itself,
+    /// and takes its mounts and devices down, which it does not when it is killed.
+    async fn stop_rauc(&self) -> Result<(), Failure> {
+        if self.session.as_ref().is_some_and(Session::end) {
+            let until = Instant::now() + END_LIMIT;
+            while Instant::now() < until && matches!(self.ports.installer.busy().await, Ok(true)) {
+                tokio::time::sleep(END_EVERY).await;
+            }
+        }
+        self.ports.installer.abort().await
     }
 
     /// Makes the ledger give the transaction up, from whatever phase it is in.
@@ -718,13 +733,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                 self.settle().await;
             }
             End::Cancelled(reply) => {
-                let result = match self.ports.installer.abort().await {
+                let result = match self.stop_rauc().await {
                     Ok(()) => self.forget_in_ledger(),
                     Err(failure) => Err(failure),
                 };
                 match &result {
                     Ok(()) => self.give_up(Outcome::Cancelled, Failure::new(Kind::Cancelled, "taken back")),
-                    // RAUC may still be writing: look, do not guess, and let it read on.
+                    // RAUC may still be writing: look, do not guess.
                     Err(_) => self.after(Duration::ZERO, Job::Look),
                 }
                 drop(reply.send(result));
@@ -983,7 +998,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                             Kind::Stalled,
                             format!("nothing was written for {} minutes", STALL_LIMIT.as_secs() / 60),
                         ).hint("check the network and the server; the install is started again");
-                        if let Err(e) = self.ports.installer.abort().await {
+                        if let Err(e) = self.stop_rauc().await {
                             failure = failure.because(e.to_string());
                         }
                         return Err(failure);

@@ -212,6 +212,12 @@ impl Session for Going {
             _ => None,
         }
     }
+
+    fn end(&self) -> bool {
+        let Self::Proxy { handle, .. } = self else { return false };
+        handle.cancel();
+        true
+    }
 }
 
 /// Whether the directory that a file was in is gone, or the medium below it: pulled out, or unmounted.

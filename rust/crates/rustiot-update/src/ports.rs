@@ -183,6 +183,8 @@ pub(crate) trait Session {
     fn held(&self) -> Duration;
     /// What went wrong last on the side that RAUC does not see.
     fn complaint(&self) -> Option<Failure>;
+    /// Has nothing for RAUC any more: whatever it reads fails at once. False where RAUC reads a file itself.
+    fn end(&self) -> bool;
 }
 
 impl<T: Installer> Installer for std::rc::Rc<T> {

@@ -21,9 +21,10 @@ use crate::ports::{Installer, Order};
 
 /// How often RAUC is asked whether it still works, to notice that it died.
 const ALIVE_EVERY: Duration = Duration::from_secs(2);
-/// How often and how many times systemd is asked whether RAUC has stopped.
+/// How often and how many times systemd is asked whether RAUC has stopped. Killed after 20 s by its unit, it is gone only
+/// once the kernel has written what it had left for the slot.
 const STOP_EVERY: Duration = Duration::from_millis(250);
-const STOP_POLLS: u32 = 120;
+const STOP_POLLS: u32 = 360;
 
 /// What systemd answers about a unit that it has not loaded.
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";

@@ -50,6 +50,10 @@ pub(crate) struct World {
     activate_fails: Cell<u32>,
     aborts: Cell<u32>,
     abort_fails: Cell<bool>,
+    /// How long RAUC goes on once it has nothing to read, when that was, and whether it was at work when it was killed.
+    ends_after: Cell<Duration>,
+    ended: Cell<Option<Instant>>,
+    aborted_busy: Cell<bool>,
     reboots: Cell<u32>,
     manual: Cell<bool>,
     head: Cell<Option<[u8; 4]>>,
@@ -104,6 +108,9 @@ pub(crate) fn world() -> W {
         activate_fails: Cell::new(0),
         aborts: Cell::new(0),
         abort_fails: Cell::new(false),
+        ends_after: Cell::default(),
+        ended: Cell::default(),
+        aborted_busy: Cell::default(),
         reboots: Cell::new(0),
         manual: Cell::new(false),
         head: Cell::new(None),
@@ -214,7 +221,8 @@ impl Installer for World {
     }
 
     async fn busy(&self) -> Result<bool, Failure> {
-        Ok(self.busy.get())
+        let ended = self.ended.get().is_some_and(|at| at.elapsed() >= self.ends_after.get());
+        Ok(self.busy.get() && !ended)
     }
 
     async fn written(&self, _: Slot) -> Result<Option<String>, Failure> {
@@ -231,6 +239,7 @@ impl Installer for World {
 
     async fn abort(&self) -> Result<(), Failure> {
         self.aborts.set(self.aborts.get() + 1);
+        self.aborted_busy.set(self.busy().await?);
         if self.abort_fails.get() { Err(Failure::new(Kind::Installer, "systemd is away")) } else { Ok(()) }
     }
 }
@@ -372,6 +381,11 @@ impl Session for Job1 {
 
     fn complaint(&self) -> Option<Failure> {
         self.world.complaint.borrow().clone()
+    }
+
+    fn end(&self) -> bool {
+        self.world.ended.set(Some(Instant::now()));
+        true
     }
 }
 
@@ -658,10 +672,33 @@ async fn cancel_works_in_each_phase_that_has_a_way_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cancelled_rauc_is_killed_only_where_it_does_not_end_by_itself() {
+    for (ends_after, killed) in [(Duration::from_secs(3), false), (Duration::MAX, true)] {
+        let w = world();
+        w.writes.borrow_mut().push_back(Write::Hangs);
+        w.ends_after.set(ends_after);
+        run(&w, async |mut c| {
+            let request = Request { id: "id-1".into(), source: "https://h/x".into(), ..Request::default() };
+            c.order(|reply| Command::Install(request, reply)).await.unwrap();
+            c.status.wait_for(|s| s.progress.percent == 42).await.unwrap();
+            w.busy.set(true);
+            let began = Instant::now();
+            c.order(Command::Cancel).await.unwrap();
+            assert!(began.elapsed() < Duration::from_secs(if killed { 70 } else { 4 }));
+            assert_eq!(c.end().await.result, Outcome::Cancelled);
+        })
+        .await;
+        assert_eq!((w.phase(), w.aborts.get(), w.aborted_busy.get()), ("idle", 1, killed));
+        assert!(w.ended.get().is_some(), "RAUC reads on");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancel_that_cannot_stop_rauc_lets_it_finish() {
     let w = world();
     w.writes.borrow_mut().push_back(Write::Hangs);
     w.abort_fails.set(true);
+    w.ends_after.set(Duration::MAX);
     run(&w, async |mut c| {
         c.install(Hold::Activate, false).await.unwrap();
         c.status.wait_for(|s| s.progress.percent == 42).await.unwrap();
