@@ -57,6 +57,13 @@ pub(super) const TESTS: &[LabTest] = &[
         run: an_outage_longer_than_raucs_patience_costs_nothing,
     },
     LabTest {
+        name: "by_itself_a_device_keeps_to_windows_rate_and_applications",
+        boards: &["qemux86-64"],
+        promise: "What a device does by itself keeps to its owner's rules: nothing comes outside the windows, a download stops when one closes and goes on in the next at no more than the rate, and an application puts the restart off.",
+        tags: &[],
+        run: by_itself_a_device_keeps_to_windows_rate_and_applications,
+    },
+    LabTest {
         name: "on_its_battery_a_device_waits_with_the_install",
         boards: &["qemux86-64"],
         promise: "Where its owner says so, a device on its battery fetches a release and installs it only when the mains is back.",
@@ -402,6 +409,83 @@ fn on_its_battery_a_device_waits_with_the_install(ctx: &mut Ctx) -> Result<()> {
     machine.wait_settled()?;
     let entry = outcome(&machine)?;
     ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
+    Ok(())
+}
+
+/// Waits until the device is in `phase`, and says why with this word.
+fn wait_message(machine: &Machine, phase: &str, word: &str) -> Result<()> {
+    machine.wait_until(&format!("{phase}, because of {word}"), HEALTHY, &mut |machine| {
+        let status = json(machine, "rustiot update status")?;
+        Ok(text(&status, "/phase") == phase && text(&status, "/message").contains(word))
+    })
+}
+
+fn by_itself_a_device_keeps_to_windows_rate_and_applications(ctx: &mut Ctx) -> Result<()> {
+    const RATE: u64 = 150_000;
+    let server = ctx.publish(&[&A, &NOISY])?;
+    let machine = ctx.healthy()?;
+    let before = machine.boot()?;
+    // The window opens in two to three hours and is three hours long. The clock is set, as it may be on a device whenever
+    // it hears from a time server.
+    let hour: u64 = machine.sh("date -u +%H | sed 's/^0//'")?.parse().context("no hour")?;
+    let window = format!("{:02}:00-{:02}:00 UTC", (hour + 3) % 24, (hour + 6) % 24);
+    let set = |hours: u64| machine.sh(&format!("date -u -s \"$(date -u -d '+{hours} hours')\""));
+    machine.sh("systemctl stop systemd-timesyncd || true")?;
+    let url = server.guest_url("");
+    add_configuration(
+        &machine,
+        &format!(
+            "[update]\nsource = \"{url}\"\npolicy = \"auto\"\nwindows = [\"{window}\"]\ndownload = \"window\"\n\
+             rate_limit = \"{RATE}\"\n"
+        ),
+    )?;
+    machine.sh("rustiot update check")?;
+    wait_message(&machine, "available", "window")?;
+    let begun = server.bytes();
+    let plan = json(&machine, "rustiot update plan")?;
+    let promised = number(&plan, "/ways/0/bytes");
+    ensure!(promised > 20 << 20 && text(&plan, "/ways/0/kind") == "delta", "no delta worth it: {plan}");
+
+    set(4)?;
+    let opened = Instant::now();
+    let fetched = || server.bytes().saturating_sub(begun);
+    machine.wait_until("a third of the download", HEALTHY, &mut |_| Ok(fetched() > promised / 3))?;
+    // A second's worth may come at once; what lies in buffers on the way is counted by the server already.
+    let most = |seconds: u64| RATE.saturating_mul(seconds + 2).saturating_add(4 << 20);
+    let (came, seconds) = (fetched(), opened.elapsed().as_secs());
+    ctx.figures.note("bytes_a_second", came / seconds.max(1));
+    ensure!(came <= most(seconds), "{came} bytes came in {seconds} s, at {RATE} a second");
+    set(4)?;
+    machine.wait_until("that the download stops with the window", HEALTHY, &mut |machine| {
+        let status = json(machine, "rustiot update status")?;
+        Ok(text(&status, "/message").contains("window"))
+    })?;
+    let stopped = fetched();
+    ensure!(stopped < promised, "it was over before the window was");
+    machine.sh("sleep 5")?;
+    ensure!(fetched() == stopped, "{} bytes came outside the window", fetched() - stopped);
+
+    // The application's work begins before the restart is due.
+    machine.sh(
+        "systemd-run --unit=the-app sh -c 'echo \"the pump runs\" > /run/rustiot/update/vetoes/pump; \
+         exec flock /run/rustiot/update/vetoes/pump sleep infinity'",
+    )?;
+    set(20)?;
+    wait_message(&machine, "installed", "the pump runs")?;
+    let slots: Value = json(&machine, "rustiot slots")?;
+    ensure!(slots.pointer("/loader/next").is_none_or(Value::is_null), "a restart would be the trial: {slots}");
+    ensure!(machine.boot()?.boot_id == before.boot_id, "it restarted over the application's head");
+    let all = fetched();
+    ctx.figures.note("promised_bytes", promised);
+    ctx.figures.note("fetched_bytes", all);
+    ensure!(all * 100 <= promised * 105, "{all} bytes came for {promised}");
+    machine.sh("systemctl stop the-app")?;
+    machine.wait_next_healthy(&before)?;
+    ensure!(machine.version()? == NOISY.version, "runs {}", machine.version()?);
+    machine.wait_settled()?;
+    let entry = outcome(&machine)?;
+    ensure!(text(&entry, "/result") == "committed", "not committed: {entry}");
+    ensure!(text(&entry, "/by") == "policy", "not by itself: {entry}");
     Ok(())
 }
 
