@@ -19,7 +19,6 @@ mod images;
 mod layout;
 mod lifecycle;
 mod logs;
-mod memory;
 mod networks;
 mod notify;
 mod places;

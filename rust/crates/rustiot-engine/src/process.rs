@@ -101,7 +101,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         let mut int = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
         let server = rustiot_docker_api::server::Settings {
             closed: (!settings.enabled).then_some(OFF),
-            quiet: Some(crate::memory::give_back),
+            quiet: Some(rustiot_memory::give_back),
             ..rustiot_docker_api::server::Settings::default()
         };
         crate::run(layout, settings, |listener, engine| {

@@ -106,6 +106,8 @@ impl Fetcher for Fetch {
             return Ok(Going::File(path));
         }
         let urls: Vec<Url> = way.urls.iter().filter_map(|url| url.parse().ok()).collect();
+        // What the look at the repository took makes room for the decoder.
+        rustiot_memory::give_back();
         let (job, http) = (self.way(way)?, crate::web::client_for(&urls)?);
         let started = Proxy::start(job.clone(), limits(limit), &self.cache, http.clone()).await;
         let handle = match started {

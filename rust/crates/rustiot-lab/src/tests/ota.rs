@@ -466,14 +466,16 @@ fn by_itself_a_device_keeps_to_windows_rate_and_applications(ctx: &mut Ctx) -> R
     ensure!(fetched() == stopped, "{} bytes came outside the window", fetched() - stopped);
 
     // The application's work begins before the restart is due.
-    machine.sh(
-        "systemd-run --unit=the-app sh -c 'echo \"the pump runs\" > /run/rustiot/update/vetoes/pump; \
-         exec flock /run/rustiot/update/vetoes/pump sleep infinity'",
-    )?;
+    machine
+        .sh("systemd-run --unit=the-app sh -c 'echo \"the pump runs\" > /run/rustiot/update/vetoes/pump; \
+         exec flock /run/rustiot/update/vetoes/pump sleep infinity'")?;
     set(20)?;
     wait_message(&machine, "installed", "the pump runs")?;
     let slots: Value = json(&machine, "rustiot slots")?;
-    ensure!(slots.pointer("/loader/next").is_none_or(Value::is_null), "a restart would be the trial: {slots}");
+    ensure!(
+        slots.pointer("/loader/next").is_none_or(Value::is_null),
+        "a restart would be the trial: {slots}"
+    );
     ensure!(machine.boot()?.boot_id == before.boot_id, "it restarted over the application's head");
     let all = fetched();
     ctx.figures.note("promised_bytes", promised);

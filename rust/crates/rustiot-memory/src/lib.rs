@@ -1,9 +1,10 @@
-//! What the engine needed for a while goes back to the system once nobody asks for anything: pages of its program, which
-//! the kernel maps in sixteens around each one that is used, and freed memory that the allocator has kept.
+//! What a service needed for a while goes back to the system: pages of its program, which the kernel maps in sixteens
+//! around each one that is used, and freed memory that the allocator has kept.
 //!
 //! The program's pages stay in the system's cache as long as there is room; mapped, executable ones are the last that the
 //! kernel takes back, used or not. What is needed again is mapped again. Never touches a page that was written to.
-//! Called by the API's server when it has had no client for a while.
+//! Called by the engine's API when it has had no client for a while, and by the update service before a download or an
+//! install, whose peak is a promise.
 
 use std::ops::Range;
 
