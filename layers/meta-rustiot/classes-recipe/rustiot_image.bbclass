@@ -12,7 +12,7 @@
 # RUSTIOT_BOARD_AREA_KIB, RUSTIOT_BOARD_AREA_PARTS, RUSTIOT_HYBRID_MBR
 #                         what the boot ROM wants before the first partition, from conf/rustiot/<machine>.inc
 
-inherit image python3native rustiot_board rustiot_release_keys
+inherit image python3native rustiot_board rustiot_build_date rustiot_release_keys
 # EFI_ARCH, from OE-core.
 # nooelint: oelint.file.requirenotfound
 require conf/image-uefi.conf
@@ -42,7 +42,10 @@ IMAGE_ROOTFS_EXTRA_SPACE = "0"
 # One root image whatever the day: fixed time and identity. There is one in a slot, and nobody looks for it by this id.
 RUSTIOT_ROOT_UUID = "52757374-496f-5400-8000-000000000001"
 # nooelint: oelint.vars.specific
-EXTRA_IMAGECMD:erofs = "-T${RUSTIOT_EPOCH} -U${RUSTIOT_ROOT_UUID} --quiet"
+EXTRA_IMAGECMD:erofs = "-T${RUSTIOT_EPOCH} --mkfs-time -U${RUSTIOT_ROOT_UUID} --quiet"
+# SOURCE_DATE_EPOCH would let no file be later than that time, and one is (rustiot_clock_epoch).
+# nooelint: oelint.vars.specific
+IMAGE_CMD:prepend:erofs = "unset SOURCE_DATE_EPOCH; "
 
 # Last of all, when the package manager is done with the tree; the root is verified, so nothing can be generated later.
 IMAGE_PREPROCESS_COMMAND += "rustiot_finish_root rustiot_check_root"
@@ -59,9 +62,17 @@ rustiot_finish_root () {
     ln -sfn ../run/systemd/resolve/stub-resolv.conf ${IMAGE_ROOTFS}${sysconfdir}/resolv.conf
     # There, so that rustiot-init can bind the device's own over it; empty, so that two devices never share one.
     : > ${IMAGE_ROOTFS}${sysconfdir}/machine-id
+    : > ${IMAGE_ROOTFS}${nonarch_libdir}/clock-epoch
     # sshd reads the product's file (conf/rootfs), whatever the hooks for read-only roots think of it.
     rm -f ${IMAGE_ROOTFS}${sysconfdir}/default/ssh ${IMAGE_ROOTFS}${sysconfdir}/ssh/sshd_config_readonly
 }
+
+# When OE-core has given every file the same time: the one file that bears the build's. systemd sets a clock that is
+# earlier to the time of this file, before anything else starts.
+rustiot_clock_epoch () {
+    touch --date=@${RUSTIOT_BUILD_EPOCH} ${IMAGE_ROOTFS}${nonarch_libdir}/clock-epoch
+}
+do_image[postfuncs] += "rustiot_clock_epoch"
 
 # nooelint: oelint.vars.pathhardcode.sysconfdir
 python rustiot_check_root () {

@@ -203,6 +203,10 @@ class SameAsTheLab(unittest.TestCase):
         self.assertIn(re.search(r'ROOT_UUID: &str = "([^"]+)"', root).group(1), image)
         epoch = re.search(r"EPOCH: u64 = ([0-9_]+);", root).group(1).replace("_", "")
         self.assertIn('RUSTIOT_EPOCH ?= "%s"' % epoch, read("layers/meta-rustiot/conf/distro/include/rustiot-paths.inc"))
+        # Files have that time; the release's own is one file's alone.
+        self.assertIn('"--mkfs-time"', root)
+        self.assertIn('"-T${RUSTIOT_EPOCH} --mkfs-time ', image)
+        self.assertIn(re.search(r'CLOCK_EPOCH: &str = "usr/lib(/[^"]+)"', root).group(1), image)
         boot = read("rust/crates/rustiot-image/src/boot.rs")
         self.assertIn(re.search(r'VOLUME_ID: &str = "([^"]+)"', boot).group(1), image)
 

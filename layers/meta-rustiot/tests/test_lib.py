@@ -6,6 +6,7 @@
 """What the classes compute, without BitBake: python3 -m unittest discover layers/meta-rustiot/tests"""
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -19,7 +20,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 REPO = os.path.normpath(os.path.join(HERE, "../../.."))
 sys.path.insert(0, os.path.join(HERE, "../lib"))
 
-from rustiot import boards, crates, disk, initramfs, signing, tryboot, uboot, verity  # noqa: E402
+from rustiot import boards, crates, dates, disk, initramfs, signing, tryboot, uboot, verity  # noqa: E402
 from rustiot.problem import Problem  # noqa: E402
 
 CONF = os.path.join(REPO, "conf")
@@ -541,6 +542,66 @@ class Disk(unittest.TestCase):
             disk.check_medium(board, total, board["name"])
         with self.assertRaisesRegex(Problem, "shrink partitions"):
             disk.check_medium({"storage": {"min_medium": "1 MiB"}}, total, "f")
+
+
+class Dates(unittest.TestCase):
+    NOW = 1795780800  # 2026-11-27T12:00:00Z
+    TODAY = 1795737600
+
+    def seconds(self, text):
+        return dates.seconds("RUSTIOT_BUILD_DATE", text, self.NOW)
+
+    def test_a_day_and_seconds_are_read(self):
+        for text, wanted in (("2026-11-27", self.TODAY), ("2025-01-01", dates.EARLIEST), ("1750000000", 1750000000),
+                             ("2026-11-28", self.TODAY + dates.DAY)):
+            self.assertEqual(self.seconds(text), wanted)
+
+    def test_a_bad_date_is_refused_with_the_variable_and_what_to_write(self):
+        for text, wanted in (
+            ("-1", 'is "-1", which is no date; write a day such as'),
+            ("tomorrow", "no date; write a day such as"),
+            ("2026-02-30", "no date; write a day such as"),
+            ("2026-11-27T12:00", "no date; write a day such as"),
+            ("0", "is 1970-01-01T00:00:00Z; no release is older than 2025"),
+            ("2024-12-31", "older than 2025"),
+            ("2026-11-29", r"later than this machine's clock \(2026-11-27T12:00:00Z\); devices would"),
+            ("18446744073709551615", "s after 1970, later than this machine's clock"),
+        ):
+            with self.assertRaisesRegex(Problem, "^RUSTIOT_BUILD_DATE is .*" + wanted.removeprefix("is ")):
+                self.seconds(text)
+
+    def test_rules_are_the_lab_images(self):
+        source = read(REPO, "rust/crates/rustiot-image/src/date.rs")
+        number = re.search(r"EARLIEST: u64 = ([0-9_]+);", source).group(1).replace("_", "")
+        self.assertEqual(int(number), dates.EARLIEST)
+        self.assertIn("AHEAD: u64 = DAY;", source)
+        self.assertEqual(dates.AHEAD, dates.DAY)
+
+    def test_a_release_for_customers_needs_a_date_of_its_own(self):
+        build = lambda text, production: dates.build_epoch(text, "1750000000", production, self.NOW)  # noqa: E731
+        self.assertEqual(build("2026-11-27", True), self.TODAY)
+        self.assertEqual(build("", False), 1750000000)
+        with self.assertRaisesRegex(Problem, "RUSTIOT_PRODUCTION is set, RUSTIOT_BUILD_DATE is not.*2026-11-27"):
+            build("", True)
+        with self.assertRaisesRegex(Problem, 'RUSTIOT_EPOCH is "soon"'):
+            dates.build_epoch("", "soon", False, self.NOW)
+
+    def test_without_a_date_it_is_the_last_commits_day(self):
+        if not shutil.which("git"):
+            self.skipTest("git is not installed")
+        work = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, work)
+        self.assertEqual(dates.of_last_commit(work), "")
+        when = "2026-11-20T23:59:59Z"
+        environment = dict(os.environ, GIT_COMMITTER_DATE=when, GIT_AUTHOR_DATE=when)
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        for command in (["init", "--quiet"], who + ["commit", "--allow-empty", "--quiet", "-m", "x"]):
+            subprocess.run(["git", "-C", work] + command, env=environment, check=True)
+        self.assertEqual(dates.of_last_commit(work), "2026-11-20")
+        # What was unpacked in there is none of its.
+        inside = os.path.join(work, "unpacked")
+        os.mkdir(inside)
+        self.assertEqual(dates.of_last_commit(inside), "")
 
 
 class Signing(unittest.TestCase):

@@ -17,7 +17,7 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 CASES = os.path.join(HERE, "../lib/oeqa/runtime/cases")
 MODULES = sorted(name[:-3] for name in os.listdir(CASES) if name.endswith(".py"))
-RELEASE = {"version": "1.2.0", "build_epoch": 1700000000}
+RELEASE = {"version": "1.2.0", "build_epoch": 1795737600}
 MACHINE_ID = "0123456789abcdef0123456789abcdef"
 BOOT = {"slot": "a", "boot_id": "b1", "kind": "normal", "boot_number": 2, "state": "mounted", "data": "mounted",
         "root_hash": "ab" * 32}
@@ -156,7 +156,7 @@ def run(kind, method, changed=(), after=None):
     case = kind(method)
     reset = [(r"rustiot boots --json", 0, json.dumps(AFTER if after is None else after))]
     case.target = Target(changed, reset)
-    case.tc = types.SimpleNamespace(td={"RUSTIOT_VERSION": "1.2.0", "RUSTIOT_EPOCH": "1700000000"})
+    case.tc = types.SimpleNamespace(td={"RUSTIOT_VERSION": "1.2.0", "RUSTIOT_BUILD_EPOCH": "1795737600"})
     result = unittest.TestResult()
     case.run(result)
     return [text.strip().splitlines()[-1] for _, text in result.failures + result.errors]
@@ -194,6 +194,7 @@ WRONG = {
     "test_a_panic_is_survived_and_told": None,
 }
 ALSO_WRONG = (
+    ("test_the_release_is_the_one_that_was_built", (r"release\.json", 0, with_(RELEASE, build_epoch=1750000000))),
     ("test_the_slot_is_known", (r"boot\.json", 0, with_(BOOT, state="unmountable"))),
     ("test_a_bundle_that_cannot_be_had_is_refused_with_a_remedy", (
         r"update install", 1, with_(ENDED, ended=dict(ENDED["ended"], why={"message": "no", "hint": ""})))),

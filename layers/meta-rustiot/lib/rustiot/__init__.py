@@ -10,4 +10,4 @@ Nothing here knows BitBake's data store but adapters.py, so all of it has unit t
 where both compute the same thing, a test compares the results byte for byte.
 """
 
-BBIMPORTS = ["problem", "boards", "crates", "uboot", "tryboot", "initramfs", "verity", "disk", "signing", "adapters"]
+BBIMPORTS = ["problem", "boards", "crates", "uboot", "tryboot", "initramfs", "verity", "disk", "signing", "dates", "adapters"]

@@ -6,8 +6,9 @@
 """Between BitBake's data store and the plain functions of this package. Nothing is decided here."""
 
 import os
+import time
 
-from rustiot import boards, disk
+from rustiot import boards, dates, disk
 from rustiot.problem import Problem
 
 
@@ -35,6 +36,12 @@ def conf(d, name):
 def cmdline(d):
     """The kernel's command line of this board."""
     return boards.cmdline(conf(d, "kernel.toml"), board(d))
+
+
+def build_epoch(d):
+    """When this release was built, Unix seconds."""
+    date, epoch = (d.getVar(name) or "" for name in ("RUSTIOT_BUILD_DATE", "RUSTIOT_EPOCH"))
+    return dates.build_epoch(date, epoch, d.getVar("RUSTIOT_PRODUCTION") == "1", time.time())
 
 
 def partitions(d):

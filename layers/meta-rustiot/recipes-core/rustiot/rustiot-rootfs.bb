@@ -10,7 +10,7 @@ LIC_FILES_CHKSUM = " \
 "
 PV = "${RUSTIOT_VERSION}"
 
-inherit rustiot_board rustiot_release_keys useradd
+inherit rustiot_board rustiot_build_date rustiot_release_keys useradd
 
 FILESEXTRAPATHS:prepend := "${RUSTIOT_CONF}:"
 # The files of conf/rootfs are added one by one below: links there lead to where only a device has something.
@@ -69,7 +69,7 @@ python do_install () {
         "version": d.getVar("RUSTIOT_VERSION"),
         "compatible": d.getVar("RUSTIOT_COMPATIBLE"),
         "floor": d.getVar("RUSTIOT_FLOOR") or None,
-        "build_epoch": int(d.getVar("RUSTIOT_EPOCH")),
+        "build_epoch": int(d.getVar("RUSTIOT_BUILD_EPOCH")),
     }
     with open(os.path.join(own, "release.json"), "w", encoding="utf-8") as file:
         json.dump(release, file, indent=2)
@@ -84,7 +84,7 @@ python do_install () {
         shutil.copyfile(path, os.path.join(own, name))
         os.chmod(os.path.join(own, name), 0o644)
 }
-do_install[vardeps] += "RUSTIOT_ROOTFS_LINKS RUSTIOT_VERSION RUSTIOT_FLOOR RUSTIOT_EPOCH RUSTIOT_BOARD_CHECKSUM"
+do_install[vardeps] += "RUSTIOT_ROOTFS_LINKS RUSTIOT_VERSION RUSTIOT_FLOOR RUSTIOT_BUILD_EPOCH RUSTIOT_BOARD_CHECKSUM"
 do_install[file-checksums] += "${RUSTIOT_KEYRING}:True ${@':'.join([d.getVar('RUSTIOT_REPOSITORY_ROOT'), 'True']) if d.getVar('RUSTIOT_REPOSITORY_ROOT') else ''}"
 
 USERADD_PACKAGES = "${PN}"

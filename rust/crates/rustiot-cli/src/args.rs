@@ -253,6 +253,10 @@ pub struct Release {
     /// The oldest version that a device with this release may go back to
     #[arg(long, value_name = "VERSION")]
     pub floor: Option<String>,
+    /// When it was built, which devices with it know to have passed: a day (2026-11-27) or Unix seconds [default:
+    /// SOURCE_DATE_EPOCH, else the day of the last commit]
+    #[arg(long, value_name = "DATE")]
+    pub build_date: Option<String>,
     /// A directory whose files are laid over the root
     #[arg(long, value_name = "DIR")]
     pub overlay: Option<PathBuf>,

@@ -4,9 +4,10 @@ use crate::args;
 use crate::fail::{Done, Fail, Why};
 use anyhow::anyhow;
 use rustiot_image::keys::Signer;
-use rustiot_image::{BundleRequest, Context, DiskRequest, Image, Plain, Request, Toolbox};
+use rustiot_image::{BuildDate, BundleRequest, Context, DiskRequest, Image, Plain, Request, Toolbox};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 fn dev_keys(context: &Context) -> PathBuf {
     context.repo().join("keys")
@@ -20,6 +21,7 @@ fn release(context: &Context, args: &args::Release) -> Result<(Toolbox, Image), 
     request.dev = !args.production;
     request.overlay = args.overlay.clone();
     rustiot_image::check(context, &request)?;
+    request.build_date = build_date(context, args)?;
     if let Some(keyring) = args.keyring.as_ref().filter(|file| !file.is_file()) {
         return Err(Fail::usage(format!("there is no keyring {}: name a PEM file", keyring.display())));
     }
@@ -34,6 +36,26 @@ fn release(context: &Context, args: &args::Release) -> Result<(Toolbox, Image), 
     }
     let image = rustiot_image::build(context, &toolbox, &request, &Plain)?;
     Ok((toolbox, image))
+}
+
+/// The date of the release. One that is for devices has its own: a floor that never rises would not be noticed.
+fn build_date(context: &Context, args: &args::Release) -> Result<BuildDate, Fail> {
+    let variable = std::env::var_os("SOURCE_DATE_EPOCH");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    match BuildDate::choose(args.build_date.as_deref(), variable.as_deref(), context.repo(), now)? {
+        Some(date) => Ok(date),
+        None if args.production => Err(Fail::usage(format!(
+            "nobody says when this release was built, and {} is no git clone with a commit: name the day with --build-date",
+            context.repo().display()
+        ))),
+        None => {
+            let date = BuildDate::FIXED;
+            eprintln!(
+                "rustiot: no commit and no --build-date: devices take {date} for the date of this release"
+            );
+            Ok(date)
+        }
+    }
 }
 
 /// A file that a person named.

@@ -65,6 +65,7 @@ fn what_was_set_reaches_the_command_through_sudo_and_no_secret_is_an_argument() 
         ("https_proxy", "http://user:geheim@proxy:1"),
         ("no_proxy", "localhost"),
         ("CI", "true"),
+        ("SOURCE_DATE_EPOCH", "1764201600"),
     ];
     let said = launched(&[&variables[..], &[("OTHER", "x")]].concat());
     let lines: Vec<&str> = said.lines().collect();

@@ -142,6 +142,23 @@ fn versions_files_and_keys_that_are_not_there_are_wrong_requests() {
 }
 
 #[test]
+fn a_date_that_no_release_can_have_is_a_wrong_request() {
+    let clone = Clone::new();
+    for command in [&["image", "build"][..], &["bundle"]] {
+        for (date, words) in [
+            ("--build-date=-1", &["--build-date is \"-1\"", "no date", "2026-11-27"][..]),
+            ("--build-date=today", &["--build-date is \"today\"", "no date", "2026-11-27"]),
+            ("--build-date=2024-12-31", &["--build-date is 2024-12-31", "older than 2025"]),
+            ("--build-date=4102444800", &["--build-date is 2100-01-01", "this machine's clock"]),
+        ] {
+            clone.refused(&[command, &[date]].concat(), 2, words);
+        }
+        // Here is no clone with commits, and a release for customers is dated.
+        clone.refused(&[command, &["--production"]].concat(), 2, &["no git clone", "--build-date"]);
+    }
+}
+
+#[test]
 fn a_missing_package_is_named_with_the_way_to_get_it() {
     let clone = Clone::new();
     // Without root the namespaces come first; the launcher asks for sudo.

@@ -130,11 +130,12 @@ fn manifest(image: &Image, request: &BundleRequest) -> Result<String, Error> {
     };
     let mut text = format!(
         "[update]\ncompatible={}\nversion={}\ndescription={}\n\n[bundle]\nformat=verity\n\n\
-         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n\n[meta.rustiot]\nroot-hash={}\nbuild-epoch={EPOCH}\n",
+         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n\n[meta.rustiot]\nroot-hash={}\nbuild-epoch={}\n",
         image.board.compatible,
         image.version,
         one_line("description", &request.description)?,
         image.verity.root_hash,
+        image.build_date.seconds(),
     );
     if let Some(floor) = &image.floor {
         text.push_str(&format!("floor={}\n", one_line("floor", floor)?));

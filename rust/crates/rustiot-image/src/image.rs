@@ -3,6 +3,7 @@
 use crate::base::{Base, Package, write_json};
 use crate::cache::{Key, stage};
 use crate::context::{Context, Progress, Silent, step};
+use crate::date::BuildDate;
 use crate::error::{At, Error, content, wrong};
 use crate::initramfs::{self, Init};
 use crate::packages::Packages;
@@ -24,6 +25,8 @@ pub struct Request {
     pub version: String,
     /// The oldest version that a device with this release may go back to.
     pub floor: Option<String>,
+    /// When the release was built, as devices with it take it.
+    pub build_date: BuildDate,
     /// Public certificates that bundles are checked against; baked into the root.
     pub keyring: PathBuf,
     /// The root metadata of the repository that devices look for releases in (`rustiot repo init` makes it); without it
@@ -46,6 +49,7 @@ impl Request {
             board: board.into(),
             version: version.into(),
             floor: None,
+            build_date: BuildDate::FIXED,
             keyring: keyring.into(),
             repository_root: None,
             dev: true,
@@ -67,6 +71,8 @@ pub struct Image {
     pub version: String,
     /// The oldest version that a device with this release may go back to.
     pub floor: Option<String>,
+    /// When it was built, as devices with it take it.
+    pub build_date: BuildDate,
     /// The content of a boot partition: a FAT with the UKI, or a FIT.
     pub boot: PathBuf,
     /// The content of a root partition: erofs and verity tree.
@@ -223,6 +229,7 @@ pub fn build(
         kernel: base.kernel(),
         version: request.version.clone(),
         floor: request.floor.clone(),
+        build_date: request.build_date,
         verity: root.verity,
         root: root.image,
         packages: root.sizes,
@@ -370,6 +377,8 @@ pub fn write_manifest(image: &Image, path: &Path) -> Result<(), Error> {
         compatible: &'a str,
         cmdline: &'a str,
         root_hash: &'a str,
+        /// Unix seconds, as in the image.
+        build_epoch: u64,
         /// The board's smallest medium, bytes.
         min_medium: u64,
         sizes: Sizes,
@@ -380,6 +389,7 @@ pub fn write_manifest(image: &Image, path: &Path) -> Result<(), Error> {
         compatible: &image.board.compatible,
         cmdline: &image.cmdline,
         root_hash: &image.verity.root_hash,
+        build_epoch: image.build_date.seconds(),
         min_medium: image.board.storage.min_medium.bytes(),
         sizes: image.sizes,
     };

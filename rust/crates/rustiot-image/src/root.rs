@@ -5,12 +5,16 @@ use crate::accounts;
 use crate::base::{Base, Package, read_json, write_json};
 use crate::cache::{Key, remove, sorted, stage, write};
 use crate::context::{Context, Progress};
+use crate::date::BuildDate;
 use crate::error::{At, Error, content};
 use crate::image::Request;
 use crate::initramfs::unpack;
 use crate::modules::Index;
 use crate::programs::Programs;
 use crate::toolbox::Toolbox;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
 use rustiot_board::{Board, KernelModules, Size};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,8 +26,12 @@ use std::path::{Path, PathBuf};
 
 /// Bytes per block of data and of hashes.
 const BLOCK: u64 = 4096;
-/// The time in every image: what changes between two releases shall be their content.
+/// The time of every file in every image: what changes between two releases shall be their content. When a release was
+/// built is another thing ([`crate::BuildDate`]).
 pub(crate) const EPOCH: u64 = 1_750_000_000;
+/// The one file that bears the build's date: systemd sets a clock that is earlier to the time of this file, before
+/// anything else starts (systemd(1)).
+const CLOCK_EPOCH: &str = "usr/lib/clock-epoch";
 /// Identity of every root: there is one in a slot, and nobody looks for it by this.
 const ROOT_UUID: &str = "52757374-496f-5400-8000-000000000001";
 
@@ -53,6 +61,17 @@ struct Release<'a> {
     compatible: &'a str,
     floor: Option<&'a str>,
     build_epoch: u64,
+}
+
+impl<'a> Release<'a> {
+    fn of(request: &'a Request, compatible: &'a str) -> Self {
+        Release {
+            version: &request.version,
+            compatible,
+            floor: request.floor.as_deref(),
+            build_epoch: request.build_date.seconds(),
+        }
+    }
 }
 
 /// One line of `sizes.json`: what a package takes in the root.
@@ -88,7 +107,7 @@ impl Inputs<'_> {
     /// Builds the root, or finds it in the cache.
     pub(crate) fn ensure(&self, progress: &dyn Progress) -> Result<Root, Error> {
         let conf = |name: &str| self.ctx.conf(name);
-        let mut key = Key::new("root 2")
+        let mut key = Key::new("root 3")
             .bytes(&self.base.key()?)
             .file(&self.programs.device)?
             .tree(&conf("rootfs"))?
@@ -100,6 +119,7 @@ impl Inputs<'_> {
             .file(&self.request.keyring)?
             .text(&self.request.version)
             .text(self.request.floor.as_deref().unwrap_or_default())
+            .text(&self.request.build_date.seconds().to_string())
             .text(if self.request.dev { "dev" } else { "" });
         if let Some(root) = &self.request.repository_root {
             key = key.text("repository root").file(root)?;
@@ -142,6 +162,7 @@ impl Inputs<'_> {
         self.presets(&tree)?;
         self.libraries(&tree)?;
         normalise(&tree)?;
+        file_times(&tree, self.request.build_date)?;
         write_json(&work.join("sizes.json"), &self.sizes(&tree)?)?;
         let verity = self.image(&tree, &work.join("root.img"))?;
         write_json(&work.join("verity.json"), &verity)?;
@@ -272,13 +293,8 @@ impl Inputs<'_> {
         if let Some(root) = &self.request.repository_root {
             copy(root, &lib.join("repository-root.json"), 0o644)?;
         }
-        let release = Release {
-            version: &self.request.version,
-            compatible: &self.board.compatible,
-            floor: self.request.floor.as_deref(),
-            build_epoch: EPOCH,
-        };
-        write_json(&lib.join("release.json"), &release)?;
+        write_json(&lib.join("release.json"), &Release::of(self.request, &self.board.compatible))?;
+        write(&tree.join(CLOCK_EPOCH), "")?;
         let template = self.ctx.conf("rauc/system.conf.in");
         let rauc = fs::read_to_string(&template).at("read", template)?;
         let keyring = &self.request.keyring;
@@ -340,11 +356,13 @@ impl Inputs<'_> {
     /// erofs, then its verity tree behind it.
     fn image(&self, tree: &Path, image: &Path) -> Result<Verity, Error> {
         let (epoch, uuid) = (format!("-T{EPOCH}"), format!("-U{ROOT_UUID}"));
-        self.toolbox.run_at(
-            EPOCH,
+        // `--mkfs-time`: files keep the time that they have in the tree (`file_times`). No SOURCE_DATE_EPOCH: with it none
+        // could be later.
+        self.toolbox.run(
             "mkfs.erofs",
             [
                 epoch.as_ref(),
+                "--mkfs-time".as_ref(),
                 uuid.as_ref(),
                 "--all-root".as_ref(),
                 "-x-1".as_ref(),
@@ -536,6 +554,19 @@ fn normalise(tree: &Path) -> Result<(), Error> {
     })
 }
 
+/// Every file has the same time, but the one whose time is the build's.
+fn file_times(tree: &Path, date: BuildDate) -> Result<(), Error> {
+    let set = |path: &Path, seconds: u64| {
+        let time = TimeSpec::new(i64::try_from(seconds).unwrap_or(i64::MAX), 0);
+        utimensat(AT_FDCWD, path, &time, &time, UtimensatFlags::NoFollowSymlink)
+            .map_err(std::io::Error::from)
+            .at("set the time of", path)
+    };
+    set(tree, EPOCH)?;
+    for_each(tree, &mut |path, _| set(path, EPOCH))?;
+    set(&tree.join(CLOCK_EPOCH), date.seconds())
+}
+
 fn for_each(
     dir: &Path,
     visit: &mut dyn FnMut(&Path, &fs::Metadata) -> Result<(), Error>,
@@ -568,6 +599,7 @@ fn rauc_conf(template: &str, compatible: &str, keyring: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_revocation_list_in_the_keyring_counts_and_none_is_not_asked_for() {
@@ -602,6 +634,30 @@ mod tests {
         copy_over(&over, &tree).unwrap();
         assert!(fs::symlink_metadata(tree.join("bin")).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(tree.join("usr/bin/x")).unwrap(), "new");
+    }
+
+    #[test]
+    fn another_date_is_another_floor_and_leaves_the_times_of_files_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path();
+        fs::create_dir_all(tree.join("usr/lib")).unwrap();
+        symlink("nowhere", tree.join("usr/link")).unwrap();
+        for name in ["usr/file", CLOCK_EPOCH] {
+            write(&tree.join(name), "").unwrap();
+        }
+        let other = BuildDate::read("2026-11-27", "x", u64::MAX - 86_400).unwrap();
+        for date in [BuildDate::FIXED, other] {
+            file_times(tree, date).unwrap();
+            let time = |name| fs::symlink_metadata(tree.join(name)).unwrap().mtime().cast_unsigned();
+            for name in ["", "usr", "usr/lib", "usr/file", "usr/link"] {
+                assert_eq!(time(name), EPOCH, "{name:?}");
+            }
+            assert_eq!(time(CLOCK_EPOCH), date.seconds());
+            let mut request = Request::new("x", "1.0.0", "k");
+            request.build_date = date;
+            let release = serde_json::to_value(Release::of(&request, "rustiot-x")).unwrap();
+            assert_eq!(release["build_epoch"], date.seconds());
+        }
     }
 
     #[test]

@@ -4,9 +4,9 @@
 
 use crate::base::Package;
 use crate::cache::write;
+use crate::date::BuildDate;
 use crate::error::{At, Error, content};
 use crate::image::Image;
-use crate::root::EPOCH;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -39,6 +39,7 @@ pub(crate) fn write_sbom(image: &Image, out: &Path) -> Result<(), Error> {
         version: &image.version,
         root_hash: &image.verity.root_hash,
         suite: &image.suite,
+        built: image.build_date,
     };
     let mut bytes = serde_json::to_vec_pretty(&document(&about, &image.installed, &programs)?)
         .map_err(|error| content(out, error.to_string()))?;
@@ -52,14 +53,13 @@ struct About<'a> {
     version: &'a str,
     root_hash: &'a str,
     suite: &'a str,
+    built: BuildDate,
 }
 
 fn document(about: &About<'_>, packages: &[Package], programs: &[Program]) -> Result<Value, Error> {
-    let About { compatible, version, root_hash, suite } = about;
+    let About { compatible, version, root_hash, suite, built } = about;
     let base = format!("http://spdx.org/spdxdocs/{compatible}-{version}-{root_hash}");
-    let created = jiff::Timestamp::from_second(i64::try_from(EPOCH).unwrap_or_default())
-        .map_err(|error| content("the build's time", error.to_string()))?
-        .to_string();
+    let created = built.to_string();
     let id = |kind: &str, name: &str| format!("{base}/{kind}/{}", encoded(name));
     let mut installed = Vec::new();
     let mut ids = Vec::new();
@@ -126,8 +126,13 @@ mod tests {
     use super::*;
     use rustiot_repository::publish::sbom;
 
-    const ABOUT: About<'_> =
-        About { compatible: "rustiot-x", version: "1.2.0", root_hash: "00ff", suite: "trixie" };
+    const ABOUT: About<'_> = About {
+        compatible: "rustiot-x",
+        version: "1.2.0",
+        root_hash: "00ff",
+        suite: "trixie",
+        built: BuildDate::FIXED,
+    };
 
     fn made() -> Value {
         let package = |name: &str, version: &str| Package { name: name.into(), version: version.into() };

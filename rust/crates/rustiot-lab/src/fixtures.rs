@@ -6,7 +6,9 @@ use crate::lab::Lab;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustiot_board::{Arch, Board};
 use rustiot_image::keys::{self, Signer};
-use rustiot_image::{BundleRequest, DiskRequest, Image, Init, Plain, Progress, Request, Silent, Toolbox};
+use rustiot_image::{
+    BuildDate, BundleRequest, DiskRequest, Image, Init, Plain, Progress, Request, Silent, Toolbox,
+};
 use rustiot_repository::publish::{Repository, Settings};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -137,6 +139,8 @@ impl Fixtures {
     pub fn request(&self, lab: &Lab, board: &Board, release: &Release) -> Result<Request> {
         let mut request = Request::new(&board.name, release.version, &self.signer(lab)?.keyring);
         request.floor = release.floor.map(String::from);
+        // Not the day's: what is in the cache today is good tomorrow, and a delta's size does not depend on the day.
+        request.build_date = BuildDate::FIXED;
         request.repository_root = Some(self.repository(lab)?.join("public/metadata/1.root.json"));
         request.cmdline = release.cmdline.iter().map(ToString::to_string).collect();
         if release.no_init {

@@ -75,10 +75,14 @@ fn build_with(proxies: &ProxySettings, access: Option<&Access>, dates: Dates) ->
 /// What certificates are judged by. Metadata, deltas and bundles are signed by themselves; until the clock is set, the
 /// build of this image is all that is known of the time. A token of hawkBit's is only shown by the clock.
 fn dates() -> Dates {
-    if Path::new(SYNCHRONISED).exists() {
+    dates_by(Path::new(SYNCHRONISED), Path::new(crate::daemon::RELEASE))
+}
+
+fn dates_by(synchronised: &Path, release: &Path) -> Dates {
+    if synchronised.exists() {
         return Dates::Clock;
     }
-    let release = std::fs::read(crate::daemon::RELEASE).ok();
+    let release = std::fs::read(release).ok();
     let built = release.and_then(|text| serde_json::from_slice::<ReleaseFile>(&text).ok());
     Dates::After(built.map_or(0, |release| release.build_epoch))
 }
@@ -90,4 +94,23 @@ fn proxy(settings: &ProxySettings) -> Proxy {
     // What this service serves to itself never goes out, whatever the owner left out of the list.
     no_proxy.push("127.0.0.1".into());
     Proxy { http: url(&settings.http), https: url(&settings.https), no_proxy, ..Proxy::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn until_the_clock_is_set_certificates_are_judged_by_the_date_of_the_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let (synchronised, release) = (dir.path().join("synchronized"), dir.path().join("release.json"));
+        assert_eq!(dates_by(&synchronised, &release), Dates::After(0), "an image that does not say");
+        for date in [1_750_000_000, 1_795_737_600] {
+            let text = format!(r#"{{"version":"1.0.0","compatible":"x","floor":null,"build_epoch":{date}}}"#);
+            rustiot_durable::atomic_write(&release, text.as_bytes()).unwrap();
+            assert_eq!(dates_by(&synchronised, &release), Dates::After(date));
+        }
+        rustiot_durable::atomic_write(&synchronised, b"").unwrap();
+        assert_eq!(dates_by(&synchronised, &release), Dates::Clock);
+    }
 }

@@ -6,7 +6,7 @@ LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://${COREBASE}/meta/COPYING.MIT;md5=3da9cfbcb788c80a0384361b4de20420"
 PV = "${RUSTIOT_VERSION}"
 
-inherit bundle rustiot_board rustiot_release_keys
+inherit bundle rustiot_board rustiot_build_date rustiot_release_keys
 
 RUSTIOT_BUNDLE_IMAGE ?= "rustiot-image"
 
@@ -14,7 +14,7 @@ RAUC_BUNDLE_FORMAT = "verity"
 RAUC_BUNDLE_COMPATIBLE = "${RUSTIOT_COMPATIBLE}"
 RAUC_BUNDLE_VERSION = "${RUSTIOT_VERSION}"
 RAUC_BUNDLE_DESCRIPTION = "RustIoT OS ${RUSTIOT_VERSION} for ${RUSTIOT_BOARD}"
-RAUC_BUNDLE_BUILD = "${RUSTIOT_EPOCH}"
+RAUC_BUNDLE_BUILD = "${RUSTIOT_BUILD_EPOCH}"
 RAUC_BUNDLE_SLOTS = "root boot"
 RAUC_SLOT_root = "${RUSTIOT_BUNDLE_IMAGE}"
 RAUC_SLOT_root[file] = "${RUSTIOT_BUNDLE_IMAGE}-${MACHINE}.root.img"
@@ -36,13 +36,17 @@ BUNDLE_ARGS = " \
     --mksquashfs-args='-noI -noD -noF -noX -no-fragments -no-sparse -quiet -no-progress' \
 "
 
-# The root's hash stands in the manifest, so that a release can be matched with what a device says it runs.
+# The root's hash stands in the manifest, so that a release can be matched with what a device says it runs; the other two
+# are for the repository's index.
 python rustiot_prepare_bundle () {
     import json
 
     name = "%s-%s.verity.json" % (d.getVar("RUSTIOT_BUNDLE_IMAGE"), d.getVar("MACHINE"))
     with open(os.path.join(d.getVar("DEPLOY_DIR_IMAGE"), name), encoding="utf-8") as file:
         d.setVarFlag("RAUC_META_rustiot", "root-hash", json.load(file)["root_hash"])
+    d.setVarFlag("RAUC_META_rustiot", "build-epoch", d.getVar("RUSTIOT_BUILD_EPOCH"))
+    if d.getVar("RUSTIOT_FLOOR"):
+        d.setVarFlag("RAUC_META_rustiot", "floor", d.getVar("RUSTIOT_FLOOR"))
     d.setVar("RAUC_META_SECTIONS", "rustiot")
     with open(d.expand("${WORKDIR}/signing.conf"), "w", encoding="utf-8") as file:
         file.write(

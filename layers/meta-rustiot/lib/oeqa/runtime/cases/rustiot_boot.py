@@ -46,7 +46,7 @@ class RustiotBootTest(OERuntimeTestCase):
 
     @OETestDepends(["ssh.SSHTest.test_ssh"])
     def test_the_release_is_the_one_that_was_built(self):
-        """Version and board on the device are the build's."""
+        """Version and build time on the device are the build's."""
         release = self.json("cat /usr/lib/rustiot/release.json")
         self.assertEqual(release["version"], self.tc.td["RUSTIOT_VERSION"])
-        self.assertEqual(release["build_epoch"], int(self.tc.td["RUSTIOT_EPOCH"]))
+        self.assertEqual(release["build_epoch"], int(self.tc.td["RUSTIOT_BUILD_EPOCH"]))

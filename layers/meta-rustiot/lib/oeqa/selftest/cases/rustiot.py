@@ -42,6 +42,12 @@ class RustiotLayer(OESelftestTestCase):
         for recipe in ("rustiot-bundle", "rustiot-rootfs"):
             self.refused('RUSTIOT_KEYS = "/nonexistent"', recipe, "make-dev-keys")
 
+    def test_a_date_that_no_release_can_have_is_refused(self):
+        """RUSTIOT_BUILD_DATE that is none, before 2025 or in the future."""
+        for date, wanted in (("soon", "which is no date"), ("2024-12-31", "older than 2025"), ("2100-01-01", "clock")):
+            for recipe in ("rustiot-bundle", "rustiot-rootfs", "rustiot-image"):
+                self.refused('RUSTIOT_BUILD_DATE = "%s"' % date, recipe, wanted)
+
     def test_every_crate_of_the_lock_file_is_fetched(self):
         """SRC_URI has one entry with a checksum for each."""
         uris = get_bb_var("SRC_URI", "rustiot-device").split()
