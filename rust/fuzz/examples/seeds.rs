@@ -352,7 +352,6 @@ fn indexes() -> Result<Vec<Seed>, Box<dyn Error>> {
             sources: from.map_or_else(Vec::new, |from| {
                 vec![Source { name: "root".into(), len: 4096, sha256: Digest::of(from.as_bytes()) }]
             }),
-            estimate: None,
         };
         let mut ways = vec![way(WayKind::Full, &format!("{version}.full.rdelta"), None)];
         ways.extend(from.map(|old| way(WayKind::Delta, &format!("{version}.from-{old}.rdelta"), Some(old))));

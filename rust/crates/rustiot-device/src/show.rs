@@ -434,6 +434,13 @@ pub fn plan(plan: &Plan, tx: Option<&Transaction>) -> String {
         };
         write(&mut out, format_args!("  {mark:<12} {}: {cost}\n", way.kind.as_str()));
     }
+    for way in &plan.without_room {
+        let need = way.len.unwrap_or(way.bytes);
+        write(
+            &mut out,
+            format_args!("  {:<12} {}: no room for its {}\n", "left out", way.kind.as_str(), bytes(need)),
+        );
+    }
     if let Some(way) = plan.ways.get(present).filter(|way| way.bytes > 0) {
         let seconds = way.bytes.div_ceil(LINK).saturating_add(plan.written.div_ceil(FLASH));
         write(&mut out, format_args!("  time         about {} at 1 Mbit/s\n", duration(seconds)));
@@ -619,6 +626,7 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustiot_update::{Expected, Way, WayKind};
 
     #[test]
     fn durations_have_two_units_at_most() {
@@ -642,6 +650,16 @@ mod tests {
         assert!(text.contains("action 8 waits for consent"), "{text}");
         now.problem = Some("no answer".into());
         assert!(shown(&now).contains("…            no answer\n"));
+    }
+
+    #[test]
+    fn a_plan_names_what_has_no_room() {
+        let mut planned = Plan::plain("https://h/x", &Expected { size: Some(50_000_000), sha256: None });
+        assert!(!plan(&planned, None).contains("left out"));
+        planned.without_room =
+            vec![Way { kind: WayKind::Delta, len: Some(700_000), ..planned.ways[0].clone() }];
+        let text = plan(&planned, None);
+        assert!(text.contains("  left out     delta: no room for its 700.0 kB\n"), "{text}");
     }
 
     #[test]

@@ -170,7 +170,7 @@ pub struct Way {
     pub kind: WayKind,
     /// What is fetched: all of it for `delta` and `full`.
     pub file: File,
-    /// Manifest hash of the release that must be running (`delta`), or that the estimate is for (`bundle`).
+    /// Manifest hash of the release that must be running (`delta`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Digest>,
     /// Root hash of that release, for devices that were flashed with it.
@@ -182,9 +182,6 @@ pub struct Way {
     /// Images that the device must hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<Source>,
-    /// Bytes that RAUC will fetch of a `bundle`, estimated by the publisher.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub estimate: Option<u64>,
 }
 
 impl Index {
@@ -270,7 +267,6 @@ impl Release {
                 }
                 _ => {}
             }
-            len(&at, way.estimate.unwrap_or(0))?;
         }
         Ok(())
     }
@@ -368,7 +364,6 @@ pub(crate) mod tests {
             from_root_hash: None,
             from_version: None,
             sources: Vec::new(),
-            estimate: None,
         }];
         for from in from {
             ways.push(Way {
@@ -378,7 +373,6 @@ pub(crate) mod tests {
                 from_root_hash: Some(digest(&format!("root hash {from}"))),
                 from_version: from.parse().ok(),
                 sources: images(from),
-                estimate: None,
             });
         }
         Release {

@@ -20,5 +20,5 @@ pub mod time;
 
 pub use digest::{BadDigest, Digest};
 pub use index::{File, Index, Release, Source, Way, WayKind};
-pub use plan::{Facts, Plan, PlannedWay, Refusal, Retry, Running, Wanted, plan};
+pub use plan::{Facts, Plan, PlannedWay, Refusal, Retry, Running, Space, Wanted, plan};
 pub use rollout::{Rollout, Rollouts, State, Wave, place};

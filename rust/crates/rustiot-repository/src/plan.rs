@@ -29,12 +29,32 @@ pub struct Facts {
     pub partitions: BTreeMap<String, u64>,
     /// Whether the running slot can be read as the base of a delta.
     pub readable: bool,
-    /// Free bytes for a file that must be fetched as a whole before the install; `None` when it is streamed.
-    pub space: Option<u64>,
+    /// Room for files that are fetched; `None` where none is: the repository lies in a directory of this device.
+    pub space: Option<Space>,
     /// The time, Unix seconds, as judged by [`crate::time`].
     pub now: u64,
     /// What a person asked for, if one did.
     pub wanted: Option<Wanted>,
+}
+
+/// Room for a file that is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that it may have.
+    pub bytes: u64,
+    /// Whether a file without room can go straight into the slot. A delta never can.
+    pub streams: bool,
+}
+
+impl Space {
+    /// Bytes that the file of a way must have at least.
+    fn needed(self, way: &PlannedWay) -> u64 {
+        match way.kind {
+            WayKind::Full | WayKind::Bundle if self.streams => 0,
+            // The bundle is made out of a delta in pieces, in whatever order RAUC asks for them, again after a cut.
+            WayKind::Delta | WayKind::Full | WayKind::Bundle | WayKind::Unknown => way.file.len,
+        }
+    }
 }
 
 /// The running release, as far as it is known.
@@ -82,6 +102,8 @@ pub struct Plan {
     pub wave: Option<String>,
     /// The ways, cheapest first; when one fails the next is tried. Never empty.
     pub ways: Vec<PlannedWay>,
+    /// Ways that would have been possible with more room, cheapest first.
+    pub without_room: Vec<PlannedWay>,
 }
 
 /// One way of a plan.
@@ -91,7 +113,7 @@ pub struct PlannedWay {
     pub kind: WayKind,
     /// Bytes that will be fetched.
     pub bytes: u64,
-    /// Whether `bytes` is exact (a signed file length) or the publisher's estimate.
+    /// Whether `bytes` is the whole story: of a `bundle`, which RAUC reads in parts, it is the length of the file.
     pub exact: bool,
     /// What is fetched.
     pub file: File,
@@ -271,7 +293,10 @@ impl Refusal {
             Refusal::BelowFloor { .. } => "publish a newer release; the floor only ever rises",
             Refusal::KnownBad { .. } => "publish a newer release, or force this one",
             Refusal::TooLarge { .. } => "the release was built for another disk layout",
-            Refusal::NoSpace { .. } => "make room, or let the update be streamed instead of downloaded first",
+            Refusal::NoSpace { .. } => {
+                "make room on the data partition (`df /data`) or raise update.cache; a full way needs no room where \
+                 update.rate_limit is 100000 bytes a second or more, or none"
+            }
             Refusal::NoWay { .. } => "publish the release with its full way",
             Refusal::Later { .. } | Refusal::NotYet { .. } | Refusal::Paused { .. } => {
                 "ask for the version by name to take it now"
@@ -364,7 +389,7 @@ fn consider(release: &Release, facts: &Facts) -> Result<Plan, Refusal> {
             });
         }
     }
-    let ways = ways(release, facts)?;
+    let (ways, without_room) = ways(release, facts)?;
     Ok(Plan {
         version: version(),
         manifest_hash: release.manifest_hash,
@@ -377,6 +402,7 @@ fn consider(release: &Release, facts: &Facts) -> Result<Plan, Refusal> {
         place,
         wave,
         ways,
+        without_room,
     })
 }
 
@@ -389,26 +415,24 @@ fn runs(release: &Release, running: &Running) -> bool {
     }
 }
 
-/// The ways that this device can go, cheapest first.
-fn ways(release: &Release, facts: &Facts) -> Result<Vec<PlannedWay>, Refusal> {
+/// The ways that this device can go, cheapest first, and those that it could go with more room.
+fn ways(release: &Release, facts: &Facts) -> Result<(Vec<PlannedWay>, Vec<PlannedWay>), Refusal> {
     let mut possible: Vec<PlannedWay> = release.ways.iter().filter_map(|way| possible(way, facts)).collect();
     if possible.is_empty() {
         return Err(Refusal::NoWay { version: release.version.clone() });
     }
-    if let Some(have) = facts.space {
-        // What RAUC streams block by block is never stored; the rest is.
-        let stored = |way: &PlannedWay| if way.kind == WayKind::Bundle { 0 } else { way.bytes };
-        let need = possible.iter().map(stored).min().unwrap_or(0);
-        possible.retain(|way| stored(way) <= have);
-        if possible.is_empty() {
-            return Err(Refusal::NoSpace { version: release.version.clone(), need, have });
-        }
-    }
     possible.sort_by_key(|way| (way.bytes, !way.exact, way.kind));
-    // Several estimates may lead to the same file: once is enough.
+    // Two entries of an index may lead to the same file: once is enough.
     let mut seen = BTreeSet::new();
     possible.retain(|way| seen.insert(way.file.sha256));
-    Ok(possible)
+    let Some(space) = facts.space else { return Ok((possible, Vec::new())) };
+    let need = possible.iter().map(|way| space.needed(way)).min().unwrap_or(0);
+    let (fit, rest): (Vec<_>, Vec<_>) =
+        possible.into_iter().partition(|way| space.needed(way) <= space.bytes);
+    if fit.is_empty() {
+        return Err(Refusal::NoSpace { version: release.version.clone(), need, have: space.bytes });
+    }
+    Ok((fit, rest))
 }
 
 /// The way as this device would go it.
@@ -418,24 +442,21 @@ fn possible(way: &Way, facts: &Facts) -> Option<PlannedWay> {
         (None, Some(root)) => way.from_root_hash.as_ref() == Some(root),
         (None, None) => false,
     };
-    let (bytes, exact) = match way.kind {
-        WayKind::Full => (way.file.len, true),
+    let exact = match way.kind {
+        WayKind::Full => true,
         WayKind::Delta => {
             let fits =
                 |source: &Source| facts.partitions.get(&source.name).is_none_or(|len| source.len <= *len);
             if !from_running || !facts.readable || !way.sources.iter().all(fits) {
                 return None;
             }
-            (way.file.len, true)
+            true
         }
-        WayKind::Bundle => match way.estimate {
-            Some(estimate) if from_running => (estimate.min(way.file.len), false),
-            Some(_) => return None,
-            None => (way.file.len, false),
-        },
+        WayKind::Bundle => false,
         WayKind::Unknown => return None,
     };
-    Some(PlannedWay { kind: way.kind, bytes, exact, file: way.file.clone(), sources: way.sources.clone() })
+    let (file, sources) = (way.file.clone(), way.sources.clone());
+    Some(PlannedWay { kind: way.kind, bytes: file.len, exact, file, sources })
 }
 
 #[cfg(test)]
@@ -506,26 +527,19 @@ mod tests {
         index.releases[0].ways[2].file.len = 60_000_001;
         assert_eq!(kinds(&plan(&index, &facts()).unwrap()), [WayKind::Full, WayKind::Delta]);
         let bundle = index.releases[0].bundle;
-        let mut way = Way {
+        let way = Way {
             kind: WayKind::Bundle,
             file: File { name: "1.2.0.raucb".into(), len: bundle.len, sha256: bundle.sha256 },
             from: None,
             from_root_hash: None,
             from_version: None,
             sources: Vec::new(),
-            estimate: None,
         };
-        index.releases[0].ways.push(way.clone());
-        assert_eq!(kinds(&plan(&index, &facts()).unwrap()), [WayKind::Full, WayKind::Delta, WayKind::Bundle]);
-        (way.from, way.estimate) = (Some(digest("1.0.0")), Some(10_000_000));
-        index.releases[0].ways.push(way);
+        // Twice the same file is one way.
+        index.releases[0].ways.extend([way.clone(), way]);
         let plan = plan(&index, &facts()).unwrap();
-        assert_eq!(kinds(&plan), [WayKind::Bundle, WayKind::Full, WayKind::Delta]);
-        assert_eq!(
-            (plan.ways[0].bytes, plan.ways[0].exact),
-            (10_000_000, false),
-            "an estimate is said to be one"
-        );
+        assert_eq!(kinds(&plan), [WayKind::Full, WayKind::Delta, WayKind::Bundle]);
+        assert_eq!(plan.ways.iter().map(|way| way.exact).collect::<Vec<_>>(), [true, true, false]);
     }
 
     #[test]
@@ -558,7 +572,7 @@ mod tests {
             (|i, _| each(i, |r| r.waves.clear()), "not-yet", Retry::NextCheck),
             (|i, _| each(i, |r| r.waves[0].not_before = 1_800_000_000), "later", Retry::At(1_800_000_000)),
             (|_, f| f.partitions = [("root".to_owned(), 1)].into(), "too-large", Retry::NextCheck),
-            (|_, f| f.space = Some(1), "no-space", Retry::Device),
+            (|_, f| f.space = Some(Space { bytes: 1, streams: false }), "no-space", Retry::Device),
             (|i, _| i.releases.iter_mut().for_each(|r| r.ways.clear()), "no-way", Retry::NextCheck),
         ];
         for (number, (change, kind, retry)) in table.iter().enumerate() {
@@ -617,12 +631,28 @@ mod tests {
 
     #[test]
     fn what_is_fetched_as_a_whole_must_fit() {
-        let mut facts = facts();
-        facts.space = Some(1_000_000);
-        assert_eq!(kinds(&plan(&index(), &facts).unwrap()), [WayKind::Delta]);
-        facts.space = Some(100_000);
-        let refusal = plan(&index(), &facts).unwrap_err();
-        assert!(matches!(refusal, Refusal::NoSpace { need: 700_000, have: 100_000, .. }), "{refusal}");
+        let planned = |bytes, streams| {
+            let space = Some(Space { bytes, streams });
+            plan(&index(), &Facts { space, ..facts() })
+        };
+        let without = |plan: &Plan| plan.without_room.iter().map(|way| way.kind).collect::<Vec<_>>();
+        // All of it fits: nothing is left out.
+        let whole = planned(60_000_000, false).unwrap();
+        assert_eq!((kinds(&whole), without(&whole)), (vec![WayKind::Delta, WayKind::Full], vec![]));
+        // A delta needs its own length; whether a full one needs any depends on how fast it may be fetched.
+        let slow = planned(700_000, false).unwrap();
+        assert_eq!((kinds(&slow), without(&slow)), (vec![WayKind::Delta], vec![WayKind::Full]));
+        let streamed = planned(699_999, true).unwrap();
+        assert_eq!((kinds(&streamed), without(&streamed)), (vec![WayKind::Full], vec![WayKind::Delta]));
+        assert_eq!(kinds(&planned(0, true).unwrap()), [WayKind::Full]);
+        let none = planned(699_999, false).unwrap_err();
+        assert!(matches!(none, Refusal::NoSpace { need: 700_000, have: 699_999, .. }), "{none}");
+        assert!(none.hint().unwrap().contains("update.cache"));
+        // Where there is only a delta, streaming does not help.
+        let mut deltas = index();
+        deltas.releases.iter_mut().for_each(|r| r.ways.retain(|way| way.kind == WayKind::Delta));
+        let space = Some(Space { bytes: 0, streams: true });
+        assert_eq!(refusal(&deltas, &Facts { space, ..facts() }), "no-space");
     }
 
     #[test]
@@ -638,7 +668,7 @@ mod tests {
     }
 
     fn arbitrary_release() -> impl Strategy<Value = Release> {
-        let way = (0u8..4, "[01]\\.0\\.0", proptest::option::of(0u64..1 << 40), 0u64..1 << 40);
+        let way = (0u8..4, "[01]\\.0\\.0", 0u64..1 << 40);
         let wave = (0u32..1100, 0u64..3, proptest::collection::vec("[ab]", 0..2));
         let parts = (
             (0u64..3, 0u64..3),
@@ -650,7 +680,7 @@ mod tests {
             let mut release = release(&format!("{major}.{minor}.0"), &[]);
             release.ways = ways
                 .into_iter()
-                .map(|(kind, from, estimate, len)| Way {
+                .map(|(kind, from, len)| Way {
                     kind: [WayKind::Full, WayKind::Delta, WayKind::Bundle, WayKind::Unknown]
                         [usize::from(kind)],
                     file: file_of(&format!("{len}"), len),
@@ -658,7 +688,6 @@ mod tests {
                     from_root_hash: None,
                     from_version: None,
                     sources: release.images.clone(),
-                    estimate,
                 })
                 .collect();
             release.rollout = Rollout {
@@ -682,12 +711,13 @@ mod tests {
         #[test]
         fn every_plan_keeps_the_promises(
             mut releases in proptest::collection::vec(arbitrary_release(), 0..5),
-            identity in "[a-f0-9]{8}", now in 0u64..3, space in proptest::option::of(0u64..1 << 40),
+            identity in "[a-f0-9]{8}", now in 0u64..3, space in proptest::option::of((0u64..1 << 40, proptest::bool::ANY)),
             readable: bool, bad: bool, floor in proptest::option::of(0u64..3), wish: bool,
         ) {
             releases.sort_by(|a, b| b.version.cmp(&a.version));
             releases.dedup_by(|a, b| a.version == b.version);
             let index = Index { releases, ..index() };
+            let space = space.map(|(bytes, streams)| Space { bytes, streams });
             let mut facts = Facts { identity, now, space, readable, ..facts() };
             facts.floor = floor.map(|major| Version::new(major, 0, 0));
             if bad {
@@ -704,7 +734,8 @@ mod tests {
                     prop_assert!(!plan.ways.is_empty());
                     prop_assert!(plan.ways.windows(2).all(|pair| pair[0].bytes <= pair[1].bytes));
                     prop_assert!(plan.ways.iter().all(|way| readable || way.kind != WayKind::Delta));
-                    prop_assert!(plan.ways.iter().all(|way| way.bytes <= way.file.len));
+                    let room = |way: &PlannedWay| space.is_none_or(|space| space.needed(way) <= space.bytes);
+                    prop_assert!(plan.ways.iter().all(room) && !plan.without_room.iter().any(room));
                 }
                 Err(refusal) => {
                     prop_assert!(!refusal.to_string().is_empty());

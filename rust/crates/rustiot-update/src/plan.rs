@@ -44,7 +44,7 @@ pub struct Way {
     pub urls: Vec<String>,
     /// Bytes that will be fetched; 0 when nobody knows.
     pub bytes: u64,
-    /// Whether `bytes` is exact or an estimate.
+    /// Whether `bytes` is the whole story: of a bundle, which RAUC reads in parts, it is the length of the file.
     pub exact: bool,
     /// Bytes of the file, where known.
     #[serde(default)]
@@ -104,6 +104,9 @@ pub struct Plan {
     pub details: Option<DetailsFile>,
     /// The ways, cheapest first; when one fails the next one is tried.
     pub ways: Vec<Way>,
+    /// Ways for whose file there was no room when this was planned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without_room: Vec<Way>,
 }
 
 impl Plan {
@@ -128,6 +131,7 @@ impl Plan {
                 sha256: file.sha256.clone(),
                 sources: Vec::new(),
             }],
+            without_room: Vec::new(),
         }
     }
 

@@ -110,6 +110,10 @@ pub(crate) struct Question {
     pub partitions: Vec<(String, u64)>,
     /// Labels of the device.
     pub labels: Vec<String>,
+    /// Bytes that downloads may take; none where nothing is downloaded: the repository lies in a directory.
+    pub room: Option<u64>,
+    /// Whether what has no room may go straight into the slot.
+    pub streams: bool,
     /// A person asks: waves and pauses do not count. `true` to take even what runs, or failed here.
     pub wanted: Option<bool>,
     /// The version that a person asks for; none: the newest.

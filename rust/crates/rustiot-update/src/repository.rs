@@ -10,7 +10,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustiot_http::Url;
 use rustiot_repository::client::{Client, Settings};
 use rustiot_repository::time::Clock;
-use rustiot_repository::{Digest, Facts, File, Plan as Planned, PlannedWay, Refusal, Retry, Running, Wanted};
+use rustiot_repository::{
+    Digest, Facts, File, Plan as Planned, PlannedWay, Refusal, Retry, Running, Space, Wanted,
+};
 
 use crate::failure::{Failure, Kind};
 use crate::plan::{DetailsFile, Plan, Way, WayKind};
@@ -119,8 +121,7 @@ pub(crate) fn facts(device: &Device, question: &Question, now: u64) -> Facts {
         known_bad: question.known_bad.iter().filter_map(digest).collect::<BTreeSet<_>>(),
         partitions: question.partitions.iter().cloned().collect(),
         readable: true,
-        // What does not fit into the cache is streamed, or its way is left out when it is begun.
-        space: None,
+        space: question.room.map(|bytes| Space { bytes, streams: question.streams }),
         now,
         wanted: question.wanted.map(|force| Wanted { version: question.version.clone(), force }),
     }
@@ -134,7 +135,7 @@ pub(crate) fn kept(plan: &Planned, urls: impl Fn(&File) -> Vec<String>) -> Plan 
         rustiot_repository::WayKind::Bundle => Some(WayKind::Bundle),
         rustiot_repository::WayKind::Unknown => None,
     };
-    let ways = plan.ways.iter().filter_map(|way| {
+    let way = |way: &PlannedWay| {
         Some(Way {
             kind: kind(way)?,
             urls: urls(&way.file),
@@ -144,7 +145,7 @@ pub(crate) fn kept(plan: &Planned, urls: impl Fn(&File) -> Vec<String>) -> Plan 
             sha256: Some(way.file.sha256.to_string()),
             sources: way.sources.iter().map(|source| source.name.clone()).collect(),
         })
-    });
+    };
     Plan {
         release: Some(rustiot_boot::Release {
             version: plan.version.to_string(),
@@ -161,7 +162,8 @@ pub(crate) fn kept(plan: &Planned, urls: impl Fn(&File) -> Vec<String>) -> Plan 
             len: file.len,
             sha256: file.sha256.to_string(),
         }),
-        ways: ways.collect(),
+        ways: plan.ways.iter().filter_map(way).collect(),
+        without_room: plan.without_room.iter().filter_map(way).collect(),
     }
 }
 
@@ -223,6 +225,8 @@ mod tests {
             known_bad: ["cd".repeat(32), "odd".into()].into(),
             partitions: vec![("root".into(), 7)],
             labels: vec!["canary".into()],
+            room: Some(8),
+            streams: true,
             wanted: Some(true),
             version: Some("1.0.0".parse().unwrap()),
         };
@@ -230,6 +234,7 @@ mod tests {
         assert_eq!(facts.running.manifest_hash, Some(Digest([0xab; 32])));
         assert_eq!((facts.running.root_hash, facts.floor, facts.now), (None, None, 9));
         assert_eq!(facts.known_bad, [Digest([0xcd; 32])].into());
+        assert_eq!(facts.space, Some(Space { bytes: 8, streams: true }));
         let wanted = facts.wanted.unwrap();
         assert!(wanted.force && wanted.version == "1.0.0".parse().ok());
     }
@@ -260,10 +265,12 @@ mod tests {
                 way(rustiot_repository::WayKind::Unknown, 2),
                 way(rustiot_repository::WayKind::Full, 3),
             ],
+            without_room: vec![way(rustiot_repository::WayKind::Bundle, 4)],
         };
         let plan = kept(&planned, |file| vec![format!("https://h/{}", file.path())]);
         let kinds: Vec<WayKind> = plan.ways.iter().map(|way| way.kind).collect();
         assert_eq!(kinds, [WayKind::Delta, WayKind::Full]);
+        assert_eq!((plan.without_room.len(), plan.without_room[0].kind), (1, WayKind::Bundle));
         assert_eq!((plan.version(), plan.bundle, plan.written), (Some("2.0.0"), 9, 7));
         let details = plan.details.as_ref().unwrap();
         assert!(details.len == 3 && details.urls[0].ends_with(".d") && details.sha256 == "ab".repeat(32));
@@ -285,6 +292,9 @@ mod tests {
         let no = told(later);
         assert_eq!((no.word.as_str(), no.version.as_deref(), no.retry_at), ("later", Some("2.0.0"), Some(5)));
         assert_eq!(no.failure.kind, Kind::NotOffered);
+        let full = told(Refusal::NoSpace { version: version.clone(), need: 9, have: 8 });
+        assert_eq!((full.word.as_str(), full.failure.kind, full.retry_at), ("no-space", Kind::NoSpace, None));
+        assert!(full.failure.hint.unwrap().contains("df /data"));
         let newest = told(Refusal::UpToDate { newest: Some(version) });
         assert_eq!((newest.failure.kind, newest.retry_at), (Kind::NothingNew, None));
     }

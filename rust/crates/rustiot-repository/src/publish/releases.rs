@@ -519,7 +519,6 @@ fn way(kind: WayKind, file: File, from: Option<&Release>) -> Way {
         from_root_hash: from.and_then(|base| base.root_hash),
         from_version: from.map(|base| base.version.clone()),
         sources: Vec::new(),
-        estimate: None,
     }
 }
 

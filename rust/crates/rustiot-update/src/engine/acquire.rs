@@ -232,8 +232,12 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     fn question(&self, place: Place, wanted: Option<bool>) -> Result<Question, Failure> {
         let record = self.ports.ledger.record()?;
         let target = !self.here.slot;
+        // What lies in a directory is read where it is.
+        let room = matches!(place, Place::Urls(_)).then(|| self.room());
         Ok(Question {
             place,
+            room,
+            streams: !self.is_slow(),
             running: match record.slot(self.here.slot) {
                 SlotState::Valid { release } => Some(release.manifest_hash.clone()),
                 _ => None,
@@ -476,9 +480,13 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     /// Whether RAUC might have to wait longer than the kernel does, by what the owner wants.
     fn streams_badly(&self, tx: &Transaction) -> bool {
         let update = self.ports.machine.rules().update;
-        let slow = update.rate_limit.is_some_and(|rate| rate.bytes() < STREAM_RATE);
         let windows = !update.windows.is_empty() && update.download == rustiot_config::UpdateDownload::Window;
-        slow || (windows && tx.by == By::Policy)
+        self.is_slow() || (windows && tx.by == By::Policy)
+    }
+
+    /// Whether the owner's limit is so low that nothing can be streamed.
+    fn is_slow(&self) -> bool {
+        self.ports.machine.rules().update.rate_limit.is_some_and(|rate| rate.bytes() < STREAM_RATE)
     }
 
     /// Refused before RAUC is asked: too slow to be streamed, and no room to fetch it first.

@@ -1309,6 +1309,92 @@ async fn what_does_not_fit_is_not_fetched() {
     assert_eq!(*w.fetched.borrow(), [(WayKind::Full, false)]);
 }
 
+/// What the repository answers to `question`, by its own decision: one release, with these ways.
+fn decided(question: &Question, ways: &str) -> Result<Found, Failure> {
+    let file = |sha: &str, len: u32| format!(r#""file":{{"name":"x","len":{len},"sha256":"{sha}"}}"#);
+    let source = format!(r#"{{"name":"root","len":1,"sha256":"{}"}}"#, "d".repeat(64));
+    let delta = format!(
+        r#"{{"kind":"delta",{},"from":"{}","sources":[{source}]}}"#,
+        file(&"a".repeat(64), 100),
+        "4".repeat(64)
+    );
+    let full = format!(r#"{{"kind":"full",{}}}"#, file(&"b".repeat(64), 10_000));
+    let ways: Vec<&str> = [("delta", &delta), ("full", &full)]
+        .into_iter()
+        .filter(|(kind, _)| ways.contains(kind))
+        .map(|(_, way)| way.as_str())
+        .collect();
+    let index = format!(
+        r#"{{"format":1,"compatible":"x","published":1,"releases":[{{"version":"2.0.0","manifest_hash":"{HASH}",
+            "root_hash":null,"floor":null,"build_epoch":1,"notes":"","images":[],
+            "bundle":{{"len":10000,"sha256":"{}"}},"ways":[{}]}}]}}"#,
+        "c".repeat(64),
+        ways.join(",")
+    );
+    let mut index = rustiot_repository::Index::parse(index.as_bytes()).unwrap();
+    index.releases[0].rollout = rustiot_repository::Rollout::everyone();
+    let device =
+        crate::repository::Device { compatible: "x".into(), version: "1.0.0".into(), ..Default::default() };
+    let mut question = question.clone();
+    question.running = Some("4".repeat(64));
+    let answer = match rustiot_repository::plan(&index, &crate::repository::facts(&device, &question, 1)) {
+        Ok(plan) => Ok(crate::repository::kept(&plan, |file| vec![format!("https://r/{}", file.path())])),
+        Err(refusal) => Err(Box::new(crate::repository::told(&refusal))),
+    };
+    Ok(Found { bytes: 900, answer })
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_repository_is_told_how_much_room_there_is_and_refuses_what_has_none() {
+    let ask = async |room: u64, rate: Option<&str>, cache: &str, ways: &str| {
+        let w = subscribed(UpdatePolicy::Manual);
+        w.room.set(room);
+        {
+            let mut rules = w.rules.borrow_mut();
+            rules.cache = cache.parse().unwrap();
+            rules.rate_limit = rate.map(|rate| rate.parse().unwrap());
+        }
+        *w.answer.borrow_mut() = nothing("up-to-date");
+        run(&w, async |c| {
+            c.order(Command::Check).await.unwrap();
+            // The same look again, answered by the repository's own decision.
+            let question = w.questions.borrow().last().unwrap().clone();
+            *w.answer.borrow_mut() = Some(decided(&question, ways));
+            let check = c.order(Command::Check).await.unwrap();
+            let plan = c.status.borrow().plan.clone();
+            let kinds = |ways: &[Way]| ways.iter().map(|way| way.kind).collect::<Vec<_>>();
+            (check.result, plan.map(|plan| (kinds(&plan.ways), kinds(&plan.without_room))))
+        })
+        .await
+    };
+    let both = (vec![WayKind::Delta, WayKind::Full], vec![]);
+    assert_eq!(ask(1 << 30, None, "512M", "delta full").await, ("available".into(), Some(both)));
+    // Neither the disk nor the owner has room for the delta: the whole release is streamed, if that may be fast enough.
+    let full = Some((vec![WayKind::Full], vec![WayKind::Delta]));
+    for (room, cache) in [(99, "512M"), (1 << 30, "0")] {
+        assert_eq!(ask(room, None, cache, "delta full").await, ("available".into(), full.clone()));
+        assert_eq!(ask(room, Some("100000"), cache, "delta full").await, ("available".into(), full.clone()));
+        assert_eq!(ask(room, Some("99999"), cache, "delta full").await, ("no-space".into(), None));
+        assert_eq!(ask(room, None, cache, "delta").await, ("no-space".into(), None));
+    }
+    let delta = Some((vec![WayKind::Delta], vec![WayKind::Full]));
+    assert_eq!(ask(100, Some("99999"), "512M", "delta full").await, ("available".into(), delta));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_in_a_directory_needs_no_room() {
+    let w = world();
+    w.room.set(0);
+    *w.answer.borrow_mut() = offers(plan_of("2.0.0"));
+    run(&w, async |mut c| {
+        let request = Request { id: "i".into(), source: "/media/stick/".into(), ..Request::default() };
+        c.order(|reply| Command::Install(request, reply)).await.unwrap();
+        c.phase(Phase::Rebooting).await;
+    })
+    .await;
+    assert_eq!(w.questions.borrow().last().unwrap().room, None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_look_that_fails_is_repeated_later_and_later_and_a_network_error_in_a_download_without_end() {
     let w = subscribed(UpdatePolicy::Auto);
