@@ -607,3 +607,99 @@ mod unit {
         assert_eq!((counts.len(), counts.first()), (BINS * READS, Some(&1)), "{counts:?}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    const FIGURES: &str = include_str!("../../../../docs/figures.md");
+    const SCALE: &str = include_str!("../../../../docs/scale.md");
+
+    /// The numbers of a row of the herd's table: requests of a look, bodies, bytes without and with TLS.
+    fn figures(what: &str) -> Vec<f64> {
+        let table = FIGURES.split("<!-- bench herd -->").nth(1).unwrap();
+        let line = table.lines().find(|line| line.starts_with(&format!("| {what} "))).unwrap();
+        let cells = line.split('|').skip(2).take(4).map(|cell| cell.trim().trim_end_matches(" B"));
+        cells.map(|cell| cell.parse().unwrap()).collect()
+    }
+
+    fn size(bytes: f64) -> String {
+        if bytes < 1000.0 { format!("{bytes:.0} B") } else { format!("{:.1} kB", bytes / 1e3) }
+    }
+
+    /// With commas between thousands.
+    fn grouped(number: u64) -> String {
+        let digits = number.to_string();
+        let places = digits.chars().enumerate();
+        let comma = |at: usize| at > 0 && (digits.len() - at).is_multiple_of(3);
+        places.flat_map(|(at, digit)| comma(at).then_some(',').into_iter().chain([digit])).collect()
+    }
+
+    /// The cells of the row that begins so, of the page on scale.
+    fn row(begins: &str) -> Vec<&'static str> {
+        let line = SCALE.lines().find(|line| line.starts_with(begins)).unwrap_or_else(|| panic!("{begins}"));
+        line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).collect()
+    }
+
+    #[test]
+    fn the_page_on_scale_reckons_with_what_was_measured() {
+        for (what, shown) in [
+            ("first look", "a repository for the first time"),
+            ("a new release", "one with a new release"),
+            ("daily refresh", "one that was refreshed (once a day)"),
+            ("nothing new", "one with nothing new"),
+        ] {
+            let measured = figures(what);
+            let wanted = [shown.to_owned(), measured[0].to_string(), size(measured[2]), size(measured[3])];
+            assert_eq!(row(&format!("| {shown} ")), wanted);
+        }
+        let (nothing, refresh) = (figures("nothing new"), figures("daily refresh"));
+        let month = |column: usize| 90.0 * nothing[column] + 30.0 * refresh[column];
+        let idle = format!("**{:.0} kB a month**", month(3) / 1e3);
+        assert!(SCALE.contains(&idle), "no {idle}");
+        assert!(FIGURES.contains(&format!("heads included: {:.0} kB", month(3) / 1e3)));
+        let looking = month(0);
+        for devices in [10_000.0, 100_000.0, 1_000_000.0] {
+            let cells = row(&format!("| {} ", grouped(devices as u64)));
+            let a_second = devices * looking / (30.0 * 86_400.0);
+            let near = |cell: &str, value: f64| (cell.parse::<f64>().unwrap() / value - 1.0).abs() < 0.05;
+            let shown = [a_second, month(2) * devices / 1e9, month(3) * devices / 1e9];
+            for (cell, value) in cells[1..].iter().zip(shown) {
+                assert!(near(cell, value), "{devices} devices: {cell} for {value}");
+            }
+        }
+        let release = (figures("a new release")[3] - nothing[3]) / 1e3;
+        assert!(SCALE.contains(&format!("A release in that month adds {release:.0} kB")));
+    }
+
+    #[test]
+    fn the_example_of_costs_is_what_its_own_prices_make_of_it() {
+        let (a_gigabyte, ten_thousand) = (0.05, 0.01);
+        assert!(SCALE.contains("p = 0.05 and q = 0.01"));
+        let (nothing, refresh) = (figures("nothing new"), figures("daily refresh"));
+        let found = figures("a new release");
+        let looking = [0, 3].map(|column| 90.0 * nothing[column] + 30.0 * refresh[column]);
+        let adds = [0, 3].map(|column| found[column] - nothing[column]);
+        let mut sum = [0.0; 2];
+        for (begins, [requests, bytes]) in
+            [("| looking", looking), ("| what the look", adds), ("| the delta", [3.0, 3e6])]
+        {
+            // Of a million devices.
+            let (requests, gigabytes) = (requests * 1e6, (bytes / 1e3).round());
+            let money = [gigabytes * a_gigabyte, requests / 1e4 * ten_thousand];
+            let shown = [
+                grouped(requests as u64),
+                grouped(gigabytes as u64),
+                format!("{:.2}", money[0]),
+                format!("{:.2}", money[1]),
+            ];
+            assert_eq!(row(begins)[1..], shown);
+            sum = [sum[0] + money[0], sum[1] + money[1]];
+        }
+        assert_eq!(row("| **together**")[3..], sum.map(|money| format!("{money:.2}")));
+        let whole = format!(
+            "{:.2} for a million devices, {:.2} for a thousand",
+            sum[0] + sum[1],
+            (sum[0] + sum[1]) / 1e3
+        );
+        assert!(SCALE.contains(&whole), "no {whole}");
+    }
+}

@@ -139,7 +139,7 @@ enum Change {
     Set {
         /// The release
         version: String,
-        /// Such as `canary:100%,5%+1d,50%+2d,100%+3d`: [label:]share[+delay from now]
+        /// Such as `canary:100%,5%+1d,50%+2d,100%+3d`: [label:]share[+delay from now]; a share of 0.1% is the least
         waves: String,
         /// The board, if there are several
         #[arg(long)]
@@ -436,8 +436,13 @@ pub fn forward(last: &mut (String, u32), what: &str, share: f32) -> Option<Strin
 
 /// `rustiot rollout`.
 pub fn rollout(args: &RolloutArgs) -> Done {
-    let repository = Repository::open(&args.place.repo).map_err(fail)?;
     let now = now();
+    // What was typed comes first.
+    let waves = match &args.change {
+        Some(Change::Set { waves, .. }) => parse_waves(waves, now).map_err(Fail::usage)?,
+        _ => Vec::new(),
+    };
+    let repository = Repository::open(&args.place.repo).map_err(fail)?;
     let Some(change) = &args.change else { return show(&repository, args.place.json) };
     let (version, board) = match change {
         Change::Set { version, board, .. }
@@ -453,10 +458,6 @@ pub fn rollout(args: &RolloutArgs) -> Done {
         (None, [board]) => board.clone(),
         (None, []) => return Err(Fail::refused("nothing is published yet: rustiot publish BUNDLE")),
         (None, _) => return Err(Fail::usage(format!("say which --board: {}", boards.join(", ")))),
-    };
-    let waves = match change {
-        Change::Set { waves, .. } => parse_waves(waves, now).map_err(Fail::usage)?,
-        _ => Vec::new(),
     };
     let apply = |rollout: &mut Rollout| match change {
         Change::Set { .. } => rollout.waves = waves.clone(),

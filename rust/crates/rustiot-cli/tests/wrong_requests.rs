@@ -159,6 +159,16 @@ fn a_date_that_no_release_can_have_is_a_wrong_request() {
 }
 
 #[test]
+fn a_wave_that_holds_no_device_is_a_wrong_request() {
+    let clone = Clone::new();
+    for share in ["0.04%", "canary:0%+1d"] {
+        let waves = format!("canary:100%,{share}");
+        let words = [&*format!("{share:?} holds no device"), "write 0.1% or more", "canary:100%"];
+        clone.refused(&["rollout", "set", "1.2.0", &waves, "--repo", "none"], 2, &words);
+    }
+}
+
+#[test]
 fn a_missing_package_is_named_with_the_way_to_get_it() {
     let clone = Clone::new();
     // Without root the namespaces come first; the launcher asks for sudo.

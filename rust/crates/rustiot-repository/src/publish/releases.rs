@@ -560,7 +560,7 @@ impl<W: Write> Write for Counted<W> {
 }
 
 /// Waves in words: `5%`, `50%+1d`, `canary|lab:100%`, separated by commas or spaces. What follows `+` counts from `now`: a
-/// number and `s`, `m`, `h` or `d`. A date is no delay.
+/// number and `s`, `m`, `h` or `d`. A date is no delay. A share is rounded to thousandths of the devices.
 ///
 /// # Errors
 /// What is wrong, and an example.
@@ -580,6 +580,12 @@ pub fn parse_waves(text: &str, now: u64) -> Result<Vec<Wave>, String> {
         if !(0.0..=100.0).contains(&share) {
             return Err(format!("{word:?} is more than all devices; write at most 100%"));
         }
+        if share < 0.1 {
+            return Err(format!(
+                "{word:?} holds no device: shares are counted in thousandths; write 0.1% or more, give single devices a label \
+                 (canary:100%), or leave the wave out"
+            ));
+        }
         let split = delay.len().checked_sub(1).and_then(|at| delay.split_at_checked(at)).ok_or_else(wrong)?;
         let unit: u64 = match split.1 {
             "s" => 1,
@@ -592,7 +598,7 @@ pub fn parse_waves(text: &str, now: u64) -> Result<Vec<Wave>, String> {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "0 to 1000, checked above"
+            reason = "1 to 1000, checked above"
         )]
         let permille = (share * 10.0).round() as u32;
         let not_before = if delay == 0 { 0 } else { now.saturating_add(delay) };
@@ -642,6 +648,14 @@ mod tests {
         ] {
             let why = parse_waves(&format!("1%,{word}"), 0).unwrap_err();
             assert!(why.contains(&format!("{word:?}")) && why.contains("write"), "{word}: {why}");
+        }
+        for (share, permille) in [("0.1%", 1), ("0.14%", 1), ("0.15%", 2), ("100%", 1000)] {
+            assert_eq!(parse_waves(share, 0).unwrap()[0].permille, permille, "{share}");
+        }
+        for none in ["0%", "0.04%", "0.05%", "0.09%+1d", "canary:0%", "0.00000001%", "-0%"] {
+            let why = parse_waves(&format!("canary:100%,{none}"), 0).unwrap_err();
+            assert!(why.contains(&format!("{none:?} holds no device")), "{why}");
+            assert!(why.contains("write 0.1% or more") && why.contains("canary:100%"), "{why}");
         }
         for nothing in ["", " , "] {
             assert!(parse_waves(nothing, 0).unwrap_err().contains("no wave is named"));
