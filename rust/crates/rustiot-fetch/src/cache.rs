@@ -18,6 +18,9 @@ use crate::ranges::RangeSet;
 const JOURNAL_MAX: u64 = 16 << 20;
 /// How much is read at once.
 const BLOCK: usize = 64 << 10;
+/// The journal grows by so much, filled with zeros: a sync of what lies within its length costs the medium one block, and
+/// one that changes the length costs the file system's own journal five more.
+const JOURNAL_STEP: u64 = 32 << 10;
 
 /// A download on the medium.
 #[derive(Debug)]
@@ -27,7 +30,9 @@ pub struct Cache<M> {
     validators: Vec<Validator>,
     have: RangeSet,
     verified: bool,
+    /// Where the next entry belongs, and where the zeros behind it end.
     journal_len: u64,
+    journal_end: u64,
 }
 
 /// The medium failed.
@@ -58,6 +63,7 @@ impl<M: Medium> Cache<M> {
             have: RangeSet::default(),
             verified: false,
             journal_len: 0,
+            journal_end: 0,
         };
         if !cache.load()? {
             cache.begin()?;
@@ -97,7 +103,9 @@ impl<M: Medium> Cache<M> {
         // Something went bad since: what was verified is no longer what is there.
         self.verified &= !lost && self.have.bytes() == self.identity.len;
         self.journal_len = u64::try_from(used).unwrap_or_default();
-        if used < bytes.len() {
+        self.journal_end = u64::try_from(bytes.len()).unwrap_or_default();
+        if bytes.get(used..).unwrap_or_default().iter().any(|byte| *byte != 0) {
+            self.journal_end = self.journal_len;
             self.medium.truncate(Which::Journal, self.journal_len).map_err(failed("cut the journal"))?;
             self.medium.sync(Which::Journal).map_err(failed("sync the journal"))?;
         }
@@ -108,10 +116,11 @@ impl<M: Medium> Cache<M> {
     fn begin(&mut self) -> Result<(), CacheError> {
         self.have = RangeSet::default();
         self.verified = false;
-        self.journal_len = 0;
+        (self.journal_len, self.journal_end) = (0, 0);
         self.medium.truncate(Which::Journal, 0).map_err(failed("cut the journal"))?;
         self.medium.sync(Which::Journal).map_err(failed("sync the journal"))?;
         self.medium.truncate(Which::Data, 0).map_err(failed("cut the download"))?;
+        self.medium.reserve(self.identity.len).map_err(failed("make room for the download"))?;
         self.append(&Entry::Identity(self.identity.clone()))?;
         if !self.validators.is_empty() {
             self.append(&Entry::Validators(self.validators.clone()))?;
@@ -129,13 +138,18 @@ impl<M: Medium> Cache<M> {
     }
 
     fn append(&mut self, entry: &Entry) -> Result<(), CacheError> {
-        let bytes =
+        let mut bytes =
             frame(entry).ok_or_else(|| failed("write the journal")(io::ErrorKind::InvalidInput.into()))?;
+        let next = self.journal_len.saturating_add(u64::try_from(bytes.len()).unwrap_or_default());
+        if next > self.journal_end {
+            self.journal_end = next.saturating_add(JOURNAL_STEP);
+            bytes.resize(bytes.len().saturating_add(JOURNAL_STEP as usize), 0);
+        }
         self.medium
             .write_at(Which::Journal, self.journal_len, &bytes)
             .map_err(failed("write the journal"))?;
         self.medium.sync(Which::Journal).map_err(failed("sync the journal"))?;
-        self.journal_len = self.journal_len.saturating_add(u64::try_from(bytes.len()).unwrap_or_default());
+        self.journal_len = next;
         Ok(())
     }
 
@@ -320,6 +334,38 @@ mod tests {
             !check(&model, &promised, "journal")
         });
         assert!(lost);
+    }
+
+    #[test]
+    fn room_is_taken_at_the_beginning_and_no_entry_makes_the_journal_longer() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Cache::open(Files::open(dir.path()).unwrap(), identity("a", 1 << 20)).unwrap();
+        let of = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap();
+        let mut cache = open();
+        assert!(of("download.data").blocks() * 512 >= 1 << 20);
+        let long = of("download.journal").len();
+        for at in 0..100 {
+            cache.write(at * 10, &[7; 10]).unwrap();
+        }
+        drop(cache);
+        // Zeros behind the last entry are no damage: nothing is cut off and written anew.
+        let mut cache = open();
+        cache.write(1000, &[7; 10]).unwrap();
+        assert_eq!(of("download.journal").len(), long);
+        // Anything else is.
+        Files::open(dir.path()).unwrap().write_at(Which::Journal, long - 5, b"x").unwrap();
+        drop(cache);
+        let cache = open();
+        assert!(of("download.journal").len() < long);
+        assert_eq!(cache.have().bytes(), 1010);
+        // More entries than one step holds.
+        let mut cache = cache;
+        for at in 0..3000 {
+            cache.write(5000 + at, &[7]).unwrap();
+        }
+        drop(cache);
+        assert_eq!(open().have().bytes(), 4010);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustiot_durable::Dir;
 /// One of the two files.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Which {
-    /// The bytes of the download, where they belong; holes where there are none yet.
+    /// The bytes of the download, where they belong; zeros where there are none yet.
     Data,
     /// What of them counts.
     Journal,
@@ -44,6 +44,13 @@ pub trait Medium: Send + 'static {
     /// # Errors
     /// Those of the medium.
     fn truncate(&mut self, which: Which, len: u64) -> io::Result<()>;
+
+    /// Takes the room that the download will need, so that each part of it costs the medium no more than itself, and a
+    /// medium that is full says so before anything came. Its length may be that from now on, its contents zeros.
+    ///
+    /// # Errors
+    /// Those of the medium; a file system that knows no such thing is none.
+    fn reserve(&mut self, len: u64) -> io::Result<()>;
 
     /// Makes contents and length durable.
     ///
@@ -128,6 +135,16 @@ impl Medium for Files {
 
     fn truncate(&mut self, which: Which, len: u64) -> io::Result<()> {
         self.file(which).set_len(len)
+    }
+
+    fn reserve(&mut self, len: u64) -> io::Result<()> {
+        use nix::errno::Errno;
+        let Ok(len) = i64::try_from(len) else { return Err(io::ErrorKind::FileTooLarge.into()) };
+        match nix::fcntl::fallocate(&self.data, nix::fcntl::FallocateFlags::empty(), 0, len) {
+            Ok(()) | Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+            Err(Errno::EINVAL) if len == 0 => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn sync(&mut self, which: Which) -> io::Result<()> {
@@ -257,6 +274,10 @@ pub(crate) mod model {
             Ok(())
         }
 
+        fn reserve(&mut self, len: u64) -> io::Result<()> {
+            self.truncate(Which::Data, len)
+        }
+
         fn sync(&mut self, which: Which) -> io::Result<()> {
             self.step()?;
             if self.lies == Some(which) {
@@ -284,6 +305,10 @@ pub(crate) mod model {
 
         fn truncate(&mut self, which: Which, len: u64) -> io::Result<()> {
             self.lock().unwrap().truncate(which, len)
+        }
+
+        fn reserve(&mut self, len: u64) -> io::Result<()> {
+            self.lock().unwrap().reserve(len)
         }
 
         fn sync(&mut self, which: Which) -> io::Result<()> {

@@ -38,8 +38,9 @@ const WINDOW: usize = 4 << 20;
 const WINDOW_IN_ORDER: usize = 1280 << 10;
 /// Somebody who waits for something this close ahead of a transfer waits for the transfer.
 const SOON: u64 = 2 << 20;
-/// How much is written and synced at once: a 512th of the file, between these. A power cut costs half of it on average.
-const COMMIT: (u64, u64) = (8 << 10, 1 << 20);
+/// How much is written and synced at once: a 256th of the file, between these. A power cut costs half of it on average, and
+/// each sync costs the medium some 20 KiB of the file system's own.
+const COMMIT: (u64, u64) = (16 << 10, 1 << 20);
 /// What came longer ago is written even if it is less.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Most that one request asks for. What is under way when a link dies lies in buffers between here and the server, and
@@ -1044,7 +1045,7 @@ impl<'a> Pending<'a> {
     fn new(shared: &'a Shared, cache: Option<Arc<Mutex<Cache<Files>>>>) -> Pending<'a> {
         let len = lock(&shared.inner).len.unwrap_or_default();
         let (least, most) = COMMIT;
-        let commit = (len >> 9).clamp(least, most);
+        let commit = (len >> 8).clamp(least, most);
         Pending { shared, cache, start: 0, bytes: Vec::new(), commit, since: Instant::now() }
     }
 
