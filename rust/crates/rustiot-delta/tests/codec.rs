@@ -180,6 +180,24 @@ fn a_tree_costs_nothing() {
 }
 
 #[test]
+fn no_copy_leads_from_one_source_into_the_next() {
+    // Where images are whole blocks long, as ours are, the second begins where the first ends; else there is a hole of
+    // zeros between them.
+    for len in [8192, 8092] {
+        let (root, boot) = (noise(1, len), noise(2, 8192));
+        let hole = vec![0; len.next_multiple_of(4096) - len];
+        let sources: [(&str, &[u8]); 2] = [("root", &root), ("boot", &boot)];
+        for target in
+            [[root.as_slice(), &hole, &boot].concat(), [root.as_slice(), &hole, &boot[..100]].concat()]
+        {
+            let delta = make(&target, &sources, &Options::default());
+            assert_eq!(whole(&mut open(&delta, &sources).unwrap()).unwrap(), target);
+            assert!(delta.len() < 700, "{} bytes for {len}", delta.len());
+        }
+    }
+}
+
+#[test]
 fn other_sources_are_told() {
     let old = noise(5, 100_000);
     let sources: &[(&str, &[u8])] = &[("root", &old)];

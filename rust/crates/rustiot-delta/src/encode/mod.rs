@@ -99,6 +99,7 @@ pub fn encode(
         true => (diff::full(target.len(), &trees), Programs::none()),
         false => compare(target, &trees, &old, &|share| progress(0.05 + 0.6 * share)),
     };
+    let ops = within_sources(ops, &old);
     progress(0.65);
     let trees_len: u64 = trees.iter().map(TreeInfo::len).sum();
     let how = pack::How { full: sources.is_empty(), streams: streams_max(trees_len) as usize };
@@ -236,6 +237,30 @@ impl Old {
     fn range(&self, address: usize) -> (usize, usize) {
         self.ranges.iter().rev().find(|(start, _)| *start <= address).copied().unwrap_or((0, 0))
     }
+}
+
+/// The stretches, none of whose copies leads over the end of a source: the decoder reads each copy from one. Sources lie
+/// side by side, so a copy that goes on may well come to the next one; what is between two is nobody's, and new data.
+fn within_sources(stretches: Vec<Stretch>, old: &Old) -> Vec<Stretch> {
+    let mut within = Vec::with_capacity(stretches.len());
+    for mut stretch in stretches {
+        while let Made::Copy(address) = stretch.made {
+            let (_, high) = old.range(address);
+            let behind = |(low, _): &&(usize, usize)| *low > address;
+            let next = old.ranges.iter().find(behind).map_or(usize::MAX, |(low, _)| *low);
+            let (made, border) = if address < high { (stretch.made, high) } else { (Made::Extra, next) };
+            let end = stretch.start.saturating_add(border - address).min(stretch.end);
+            within.push(Stretch { end, made, ..stretch });
+            if end == stretch.end {
+                break;
+            }
+            stretch = Stretch { start: end, made: Made::Copy(border), ..stretch };
+        }
+        if !matches!(stretch.made, Made::Copy(_)) {
+            within.push(stretch);
+        }
+    }
+    within
 }
 
 /// What makes a stretch of the target.
