@@ -11,10 +11,10 @@ use crate::tls::Tls;
 use anyhow::{Context as _, Result};
 use rustiot_http::{Http, Trust, Url};
 use rustiot_image::Context;
-use rustiot_repository::Digest;
 use rustiot_repository::client::{Client, Settings};
 use rustiot_repository::poll::{DEFAULT_INTERVAL, offset};
-use rustiot_repository::publish::{self, Encoder, Repository, Tool};
+use rustiot_repository::publish::sample::{self, Sample};
+use rustiot_repository::publish::{self, Encoder, Repository};
 use rustiot_repository::time::Clock;
 use rustiot_scratch::Scratch;
 use serde::Serialize;
@@ -274,24 +274,9 @@ async fn all_look(herd: &[Arc<Device>], seconds: u64, began: Instant) -> Result<
     Ok(longest)
 }
 
-/// Bundles here are `hsqs`, two images of nothing, and a signature block around a manifest, which nobody signed.
+/// Deltas of nothing: what counts is that the index names one for each release that devices may run.
 struct Small;
 
-/// Size of an image in such a bundle.
-const IMAGE: usize = 4096;
-
-impl Tool for Small {
-    fn verify(&self, _: &Path) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn unpack(&self, _: &Path, to: &Path) -> Result<(), String> {
-        let put = |name: &str| std::fs::write(to.join(name), [0; IMAGE]).map_err(|error| error.to_string());
-        put("root.img").and_then(|()| put("boot.img"))
-    }
-}
-
-/// Deltas of nothing: what counts is that the index names one for each release that devices may run.
 impl Encoder for Small {
     fn encode(
         &self,
@@ -305,33 +290,11 @@ impl Encoder for Small {
 }
 
 fn release(repository: &Repository, dir: &Path, version: &str) -> Result<()> {
-    let manifest = format!(
-        "[update]\ncompatible={BOARD}\nversion={version}\n\n[bundle]\nformat=verity\n\n\
-         [image.root]\nfilename=root.img\n\n[image.boot]\nfilename=boot.img\n\n[meta.rustiot]\nroot-hash={}\n",
-        Digest::of(version.as_bytes())
-    );
-    let cms = signature_block(&manifest);
-    let mut bundle = b"hsqs".to_vec();
-    bundle.resize(2 * IMAGE, 0);
-    bundle.extend(&cms);
-    bundle.extend(u64::try_from(cms.len()).unwrap_or_default().to_be_bytes());
     let path = dir.join(format!("{version}.raucb"));
-    std::fs::write(&path, bundle).context("cannot write a bundle")?;
+    std::fs::write(&path, sample::bundle(BOARD, version)).context("cannot write a bundle")?;
     let notes = "Security fixes of the month. No change for applications; the restart takes half a minute.";
-    repository.publish(&[path], Some(notes), &Small, &Small, now(), &|_, _| {})?;
+    repository.publish(&[path], Some(notes), &Sample, &Small, now(), &|_, _| {})?;
     Ok(())
-}
-
-/// A CMS SignedData (RFC 5652, 5.1) around a text, without a signature.
-fn signature_block(text: &str) -> Vec<u8> {
-    let tlv = |tag: u8, content: &[u8]| -> Vec<u8> {
-        let length = u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes();
-        [&[tag, 0x82][..], &length, content].concat()
-    };
-    let octets = tlv(0xa0, &tlv(0x04, text.as_bytes()));
-    let encapsulated = tlv(0x30, &[vec![0x06, 1, 0], octets].concat());
-    let signed = tlv(0x30, &[vec![0x02, 1, 3], vec![0x31, 0], encapsulated].concat());
-    tlv(0x30, &[vec![0x06, 1, 0], tlv(0xa0, &signed)].concat())
 }
 
 /// Bytes of a month: a refresh of the metadata a day, all other looks find nothing new.

@@ -190,7 +190,7 @@ fn fail(error: Error) -> Fail {
     let why = match &error {
         Error::Refused { problem, .. } if problem.starts_with("somebody else") => Why::Busy,
         Error::Refused { .. } => Why::Refused,
-        Error::Settings { .. } => Why::Usage,
+        Error::Settings { .. } | Error::Request(_) => Why::Usage,
         Error::Bundle { .. } | Error::Sbom { .. } | Error::Metadata { .. } | Error::Index { .. } => {
             Why::Verification
         }

@@ -113,6 +113,12 @@ pub fn place(identity: &str, manifest_hash: &Digest) -> u32 {
         .unwrap_or(PLACES - 1)
 }
 
+/// Whether a device can carry this label: what `update.labels` of its configuration takes.
+#[must_use]
+pub fn is_label(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
 /// A number in `0..range` from a hash of `parts`; 0 if `range` is 0.
 pub(crate) fn scaled(purpose: &str, parts: &[&[u8]], range: u64) -> u64 {
     let mut text = Vec::new();
@@ -152,7 +158,7 @@ impl Rollout {
         }
     }
 
-    fn check(&self, place: &str) -> Result<(), Error> {
+    pub(crate) fn check(&self, place: &str) -> Result<(), Error> {
         if self.reason.len() > index::MAX_NOTES {
             return Err(rule(place, "the reason is too long"));
         }

@@ -216,6 +216,15 @@ mod tests {
     use crate::ports::Place;
 
     #[test]
+    fn a_roll_out_names_the_labels_that_a_configuration_takes_and_no_others() {
+        let texts = ('\0'..'\u{180}').map(String::from).chain([0, 2, 64, 65].map(|len| "x".repeat(len)));
+        for text in texts {
+            let taken = text.parse::<rustiot_config::scalar::Label>().is_ok();
+            assert_eq!(rustiot_repository::rollout::is_label(&text), taken, "{text:?}");
+        }
+    }
+
+    #[test]
     fn what_the_device_knows_becomes_facts_and_damaged_parts_are_left_out() {
         let device = Device { version: "1.2.3".into(), root_hash: Some("odd".into()), ..Device::default() };
         let question = Question {

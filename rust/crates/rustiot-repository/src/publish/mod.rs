@@ -15,6 +15,7 @@ mod bundle;
 pub mod keys;
 mod metadata;
 mod releases;
+pub mod sample;
 pub mod sbom;
 mod settings;
 
@@ -99,6 +100,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What was asked for breaks a rule of the files that would say it.
+    #[error(transparent)]
+    Request(crate::index::Error),
     /// The request cannot be carried out as it stands.
     #[error("{problem}; {hint}")]
     Refused {

@@ -7,7 +7,7 @@ use super::sbom::{self, Details, Difference, Sbom};
 use super::{At, Error, bundle, install};
 use crate::digest::Digest;
 use crate::index::{Content, FORMAT, File, Index, MAX_NOTES, Release, Source, Way, WayKind};
-use crate::rollout::{Named, PLACES, Rollout, State, Wave};
+use crate::rollout::{Named, PLACES, Rollout, State, Wave, is_label};
 use semver::Version;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -506,6 +506,7 @@ impl Repository {
             change(&mut named.rollout);
             result = named.rollout.clone();
         }
+        result.check(&format!("roll-out of {version}")).map_err(Error::Request)?;
         self.set_rollouts(&rollouts)?;
         Ok((result, self.sign(now, false)?))
     }
@@ -575,6 +576,12 @@ pub fn parse_waves(text: &str, now: u64) -> Result<Vec<Wave>, String> {
         if labels.iter().any(String::is_empty) {
             return Err(wrong());
         }
+        if let Some(label) = labels.iter().find(|label| !is_label(label)) {
+            return Err(format!(
+                "{word:?}: no device can carry the label {label:?}; write at most 64 letters, digits, dots, hyphens and \
+                 underscores"
+            ));
+        }
         let (share, delay) = rest.split_once('+').unwrap_or((rest, "0s"));
         let share: f64 = share.strip_suffix('%').ok_or_else(wrong)?.parse().map_err(|_| wrong())?;
         if !(0.0..=100.0).contains(&share) {
@@ -601,6 +608,11 @@ pub fn parse_waves(text: &str, now: u64) -> Result<Vec<Wave>, String> {
             reason = "1 to 1000, checked above"
         )]
         let permille = (share * 10.0).round() as u32;
+        if permille == 0 {
+            return Err(format!(
+                "{word:?} holds no device; write at least 0.1%, or let nobody start with: rustiot rollout pause"
+            ));
+        }
         let not_before = if delay == 0 { 0 } else { now.saturating_add(delay) };
         waves.push(Wave { name: word.to_owned(), permille: permille.min(PLACES), not_before, labels });
     }
@@ -645,6 +657,10 @@ mod tests {
             "a|:5%",
             "5%+é",
             "100%+2026-03-01",
+            "0%",
+            "0.04%",
+            "canäry:5%",
+            "lab|can/ary:5%",
         ] {
             let why = parse_waves(&format!("1%,{word}"), 0).unwrap_err();
             assert!(why.contains(&format!("{word:?}")) && why.contains("write"), "{word}: {why}");
