@@ -173,6 +173,9 @@ pub enum RedirectRefusal {
     /// To neither http nor https, or to no URL.
     #[error("to something else than http")]
     Scheme,
+    /// A POST by 301 or 302: a GET would be made of it, without what it carries.
+    #[error("so that what was sent would be lost (307 and 308 keep it)")]
+    Drops,
 }
 
 /// What a failure means for the next attempt.

@@ -64,6 +64,8 @@ pub enum Fault {
     Compressed,
     /// Closes the connection without an answer.
     HangUp,
+    /// Refuses requests with bodies longer than this, as proxies do.
+    TooLarge(u64),
 }
 
 /// What is wrong with the server's certificate.
@@ -85,6 +87,7 @@ struct State {
     etag: Option<String>,
     fault: Fault,
     requests: Vec<String>,
+    bodies: Vec<Vec<u8>>,
     pace: Option<Duration>,
 }
 
@@ -124,6 +127,7 @@ impl Server {
             etag: Some("\"1\"".into()),
             fault: Fault::None,
             requests: Vec::new(),
+            bodies: Vec::new(),
             pace: None,
         };
         let (state, sent) = (Arc::new(Mutex::new(state)), Arc::new(AtomicU64::new(0)));
@@ -165,6 +169,12 @@ impl Server {
     #[must_use]
     pub fn requests(&self) -> Vec<String> {
         self.state.lock().unwrap().requests.clone()
+    }
+
+    /// Bodies of all requests so far, also of those without one.
+    #[must_use]
+    pub fn bodies(&self) -> Vec<Vec<u8>> {
+        self.state.lock().unwrap().bodies.clone()
     }
 }
 
@@ -246,10 +256,12 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
     reset: impl Fn(&S),
 ) -> io::Result<()> {
     loop {
-        let Some(head) = head(&mut stream).await? else { return Ok(()) };
+        let Some((head, carried)) = head(&mut stream).await? else { return Ok(()) };
+        let carries = carried.len() as u64;
         let (fault, file, etag, pace) = {
             let mut state = state.lock().unwrap();
             state.requests.push(head.clone());
+            state.bodies.push(carried);
             (state.fault.clone(), state.file.clone(), state.etag.clone(), state.pace)
         };
         let header = |name: &str| {
@@ -276,6 +288,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 (format!("{code} No"), Bytes::new())
             }
+            (Fault::TooLarge(most), _) if carries > *most => ("413 No".into(), Bytes::new()),
             (Fault::Page, _) => {
                 headers = "Content-Type: text/html; charset=utf-8\r\n".into();
                 ("200 OK".into(), page)
@@ -364,8 +377,8 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// The head of a request; `None` when the client is done.
-async fn head<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<String>> {
+/// The head of a request, and its body; `None` when the client is done.
+async fn head<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<(String, Vec<u8>)>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") && head.len() < 16 << 10 {
         match stream.read_u8().await {
@@ -375,11 +388,11 @@ async fn head<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<String>
         }
     }
     let head = String::from_utf8_lossy(&head).into_owned();
-    // Bodies of requests are read and forgotten.
     let length = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<u64>().ok())?
     });
-    tokio::io::copy(&mut stream.take(length.unwrap_or_default()), &mut tokio::io::sink()).await?;
-    Ok(Some(head))
+    let mut body = Vec::new();
+    stream.take(length.unwrap_or_default()).read_to_end(&mut body).await?;
+    Ok(Some((head, body)))
 }

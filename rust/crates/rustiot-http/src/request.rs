@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::client::Http;
 use crate::error::{Error, host};
 use crate::retry_after::retry_after;
+use crate::setup::IS_POST;
 
 pub use reqwest::Method;
 
@@ -157,7 +158,8 @@ impl Request {
             return Err(Error::Request { host: host(&self.url), source });
         }
         let request = self.built.build().map_err(|error| Error::from_reqwest(&self.url, error))?;
-        let answer = self.http.client().execute(request).await;
+        let is_post = *request.method() == Method::POST;
+        let answer = IS_POST.scope(is_post, self.http.client().execute(request)).await;
         let inner = answer.map_err(|error| Error::from_reqwest(&self.url, error))?;
         Ok(Response { url: self.url, inner, patience: self.http.patience() })
     }

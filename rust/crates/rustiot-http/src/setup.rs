@@ -244,11 +244,20 @@ fn doubting(trust: &Trust, floor: u64) -> Result<ClientConfig, BuildError> {
     Ok(config.with_custom_certificate_verifier(Arc::new(Doubting::new(by, floor))).with_no_client_auth())
 }
 
+tokio::task_local! {
+    /// Set around a request that is a POST: the policy below does not see the method.
+    pub(crate) static IS_POST: bool;
+}
+
 fn redirects(most: usize) -> redirect::Policy {
     redirect::Policy::custom(move |attempt| {
+        let is_post = IS_POST.try_with(|is_post| *is_post).unwrap_or(false);
+        // Behind 303 is the answer to what was taken. These two mean another place, and make a GET of it all the same.
+        let drops = is_post && matches!(attempt.status().as_u16(), 301 | 302);
         let from = attempt.previous().last().map(Url::scheme);
         let refusal = match (from, attempt.url().scheme()) {
             (Some("https"), "http") => Some(RedirectRefusal::ToPlainHttp),
+            (_, "http" | "https") if drops => Some(RedirectRefusal::Drops),
             (_, "http" | "https") => (attempt.previous().len() > most).then_some(RedirectRefusal::TooMany),
             _ => Some(RedirectRefusal::Scheme),
         };

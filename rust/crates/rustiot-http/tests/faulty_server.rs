@@ -279,6 +279,20 @@ async fn from_https_to_http_no_redirect_is_followed() {
 }
 
 #[tokio::test]
+async fn what_is_posted_is_not_lost_by_a_redirect() {
+    let (http, server, other) = (http(), Server::start(file()).await, Server::start(b"page".to_vec()).await);
+    server.set(Fault::RedirectTo(other.url().into()));
+    let error = http.post_json(&server.url(), &[1]).send().await.unwrap_err();
+    assert!(matches!(error, Error::Redirect { refusal: RedirectRefusal::Drops, .. }), "{error:?}");
+    assert!(error.to_string().ends_with("(307 and 308 keep it)"), "{error}");
+    assert!(other.requests().is_empty(), "sent on as a GET");
+    // What carries nothing, or stays what it is, goes on.
+    assert_eq!(http.get_bytes(&server.url(), 10).await.unwrap(), b"page");
+    http.put_json(&server.url(), &[2]).send().await.unwrap();
+    assert_eq!(other.bodies(), [b"".to_vec(), b"[2]".to_vec()]);
+}
+
+#[tokio::test]
 async fn a_proxy_gets_the_requests_and_the_password_except_for_those_around_it() {
     let (server, proxy) = (Server::start(file()).await, Server::start(b"by proxy".to_vec()).await);
     let mut settings = Settings::default();

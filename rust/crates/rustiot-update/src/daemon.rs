@@ -259,7 +259,7 @@ async fn serve() -> anyhow::Result<()> {
         result = dbus::announce(&connection, status.clone()) => result.context("system bus"),
         () = show(status) => Ok(()),
         () = live() => Ok(()),
-        () = report::run(&store, &sender, report_target) => Ok(()),
+        () = report::run(&store, &sender, report_target, tokio::time::sleep) => Ok(()),
         () = hawkbit.run(asks, load, connect) => Ok(()),
         () = lost => anyhow::bail!("the system bus is gone"),
         _ = terminate.recv() => Ok(()),
