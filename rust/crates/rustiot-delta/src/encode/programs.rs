@@ -410,7 +410,12 @@ impl Learner<'_> {
         let mut references = References { areas, moves, programs: vec![program] };
         self.trim(&mut references);
         let saved = self.saved(changed, &references);
-        let size = references.to_bytes().len();
+        let list = references.to_bytes();
+        let size = list.len();
+        // Of a program whose headers lie there may be things to tell that no list can say.
+        if References::parse(&list).and_then(Result::ok).as_ref() != Some(&references) {
+            return None;
+        }
         let (start, end) = (references.areas.first()?.start, references.areas.last()?.end);
         (saved > WORTH * size).then_some(Known { start, end, references, size })
     }
