@@ -6,8 +6,8 @@
 use super::blocks::common_prefix;
 use super::diff::join;
 use super::price::{BIT, Pricer, log2};
-use super::{Made, Old, Stretch};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use super::threads::each;
+use super::{EncodeError, Made, Old, Stretch};
 
 /// A copy of so many bytes …
 const SURE_LEN: usize = 1024;
@@ -49,27 +49,16 @@ pub(crate) fn choose(
     stretches: &[Stretch],
     cut: i64,
     progress: &(dyn Fn(f32) + Sync),
-) -> Vec<Stretch> {
+) -> Result<Vec<Stretch>, EncodeError> {
     let sure: Vec<bool> = stretches.iter().map(|stretch| is_sure(target, old, stretch)).collect();
     let parts = parts(stretches, &sure);
-    let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let work = || {
-        let mut done = Vec::new();
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some((from, to)) = parts.get(number) else { return done };
-            let part = Part::new(target, old, &stretches[*from..*to], &sure[*from..*to], cut);
-            done.push((number, part.choose()));
-            progress(number as f32 / parts.len() as f32);
-        }
-    };
-    let mut done: Vec<(usize, Vec<Stretch>)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
-    });
-    done.sort_unstable_by_key(|(number, _)| *number);
-    join(done.into_iter().flat_map(|(_, part)| part).collect())
+    let done = each(parts.len(), |number| {
+        let (from, to) = parts[number];
+        let chosen = Part::new(target, old, &stretches[from..to], &sure[from..to], cut).choose();
+        progress(number as f32 / parts.len() as f32);
+        chosen
+    })?;
+    Ok(join(done.into_iter().flatten().collect()))
 }
 
 fn is_sure(target: &[u8], old: &Old, stretch: &Stretch) -> bool {
@@ -464,7 +453,7 @@ mod tests {
 
     fn chosen(target: &[u8], old: &[u8], stretches: &[Stretch]) -> Vec<Stretch> {
         let old = Old::new(&[Source { name: "root", bytes: old }]).unwrap();
-        choose(target, &old, stretches, CUT, &|_| ())
+        choose(target, &old, stretches, CUT, &|_| ()).unwrap()
     }
 
     fn stretch(start: usize, end: usize, made: Made) -> Stretch {

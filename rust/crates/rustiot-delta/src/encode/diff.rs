@@ -2,7 +2,8 @@
 //! that no block match used (a suffix array, and the way of bsdiff to grow matches over single differences).
 
 use super::blocks::{self, common_prefix};
-use super::{Made, Old, Stretch};
+use super::threads::each;
+use super::{EncodeError, Made, Old, Stretch};
 use crate::format::TreeInfo;
 use std::cmp::Ordering;
 use std::sync::atomic::{AtomicUsize, Ordering as Atomic};
@@ -41,33 +42,22 @@ pub(crate) fn diff(
     trees: &[TreeInfo],
     old: &Old,
     progress: &(dyn Fn(f32) + Sync),
-) -> Vec<Stretch> {
+) -> Result<Vec<Stretch>, EncodeError> {
     let anchors = blocks::matches(target, &holes(trees), old, &|share| progress(0.3 * share));
     let unused = Unused::new(old, &anchors);
     progress(0.5);
     let gaps = gaps(target.len(), &anchors);
     let done = AtomicUsize::new(0);
-    let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut parts: Vec<(usize, Vec<Stretch>)> = std::thread::scope(|scope| {
-        let work = || {
-            let mut parts = Vec::new();
-            loop {
-                let number = next.fetch_add(1, Atomic::Relaxed);
-                let Some(gap) = gaps.get(number) else { return parts };
-                parts.push((number, scan(target, gap, old, &unused)));
-                let share = done.fetch_add(gap.end - gap.start, Atomic::Relaxed) as f32 / target.len() as f32;
-                progress(0.5 + 0.5 * share);
-            }
-        };
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().filter_map(|worker| worker.join().ok()).flatten().collect()
-    });
-    parts.sort_unstable_by_key(|(number, _)| *number);
-    let mut stretches: Vec<Stretch> =
-        anchors.into_iter().chain(parts.into_iter().flat_map(|(_, part)| part)).collect();
+    let parts = each(gaps.len(), |number| {
+        let gap = &gaps[number];
+        let part = scan(target, gap, old, &unused);
+        let share = done.fetch_add(gap.end - gap.start, Atomic::Relaxed) as f32 / target.len() as f32;
+        progress(0.5 + 0.5 * share);
+        part
+    })?;
+    let mut stretches: Vec<Stretch> = anchors.into_iter().chain(parts.into_iter().flatten()).collect();
     stretches.sort_by_key(|stretch| stretch.start);
-    join(stretches)
+    Ok(join(stretches))
 }
 
 /// Joins neighbours that go on where the one before ended.

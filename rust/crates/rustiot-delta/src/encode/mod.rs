@@ -10,6 +10,7 @@ mod diff;
 mod pack;
 mod price;
 mod programs;
+mod threads;
 mod trees;
 
 pub use trees::TreeHint;
@@ -97,7 +98,7 @@ pub fn encode(
     let old = Old::new(sources)?;
     let (ops, programs) = match sources.is_empty() {
         true => (diff::full(target.len(), &trees), Programs::none()),
-        false => compare(target, &trees, &old, &|share| progress(0.05 + 0.6 * share)),
+        false => compare(target, &trees, &old, &|share| progress(0.05 + 0.6 * share))?,
     };
     let ops = within_sources(ops, &old);
     progress(0.65);
@@ -145,25 +146,39 @@ fn compare(
     trees: &[TreeInfo],
     old: &Old,
     progress: &(dyn Fn(f32) + Sync),
-) -> (Vec<Stretch>, Programs) {
+) -> Result<(Vec<Stretch>, Programs), EncodeError> {
     let rounds = programs::ROUNDS as f32 + 2.0;
-    let mut stretches = diff::diff(target, trees, old, &|share| progress(share / rounds));
+    let mut stretches = diff::diff(target, trees, old, &|share| progress(share / rounds))?;
     let mut known = Programs::learn(target, old, &stretches);
-    let mut predicted = known.all_predicted(old, &stretches);
     let progress_of = |round: usize| move |share: f32| progress((round as f32 + share) / rounds);
-    let first = choose::choose(target, &predicted, &stretches, choose::CUT, &|_| {});
+    let cut_for = |takes: usize| {
+        let far = takes >= WORTH && takes > target.len() / FAR;
+        if far { choose::CUT_FAR } else { choose::CUT }
+    };
+    if known.is_empty() {
+        // There is nothing to predict and nothing to compare with.
+        let first = choose::choose(target, old, &stretches, choose::CUT, &progress_of(1))?;
+        let chosen = match cut_for(programs::weigh(target, old, old, &first).1) {
+            choose::CUT => first,
+            cut => choose::choose(target, old, &stretches, cut, &progress_of(2))?,
+        };
+        return Ok((chosen, known));
+    }
+    let mut predicted = known.all_predicted(old, &stretches);
+    let first = choose::choose(target, &predicted, &stretches, choose::CUT, &|_| {})?;
     let (saved, takes) = programs::weigh(target, old, &predicted, &first);
     if saved < takes / WORTH {
         // They would cost the device time for nothing.
-        let cut = if takes > target.len() / FAR { choose::CUT_FAR } else { choose::CUT };
-        return (choose::choose(target, old, &stretches, cut, &progress_of(1)), Programs::none());
+        let cut = cut_for(takes);
+        return Ok((choose::choose(target, old, &stretches, cut, &progress_of(1))?, Programs::none()));
     }
     for round in 1..=programs::ROUNDS {
-        stretches = diff::diff(target, trees, &predicted, &progress_of(round));
+        stretches = diff::diff(target, trees, &predicted, &progress_of(round))?;
         known = Programs::learn(target, old, &stretches);
         predicted = known.all_predicted(old, &stretches);
     }
-    (choose::choose(target, &predicted, &stretches, choose::CUT, &progress_of(programs::ROUNDS + 1)), known)
+    let last = progress_of(programs::ROUNDS + 1);
+    Ok((choose::choose(target, &predicted, &stretches, choose::CUT, &last)?, known))
 }
 
 fn check(target: &[u8], sources: &[Source<'_>]) -> Result<(), EncodeError> {

@@ -1,6 +1,7 @@
 //! Stretches of the target as compressed segments.
 
 use super::programs::{Programs, differ};
+use super::threads::each;
 use super::{EncodeError, Made, Old, Stretch};
 use crate::code::Code;
 use crate::format::{SEGMENT_OPS_MAX, put_number, zigzag};
@@ -9,7 +10,6 @@ use lzma_rust2::{EncodeMode, LzmaOptions, LzmaWriter, MfType};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Streams up to this length are compressed in all the ways that [`WAYS`] has, longer ones only in the first.
 const SHORT: usize = 1 << 20;
@@ -189,26 +189,12 @@ pub(crate) fn pack(
 fn compress_all(raws: &[Raw], progress: &(dyn Fn(f32) + Sync)) -> Result<Vec<Packed>, EncodeError> {
     let jobs: Vec<(usize, usize)> =
         (0..raws.len()).flat_map(|raw| (0..STREAMS).map(move |stream| (raw, stream))).collect();
-    let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let work = || {
-        let mut done = Vec::new();
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some((raw, stream)) = jobs.get(number) else { return done };
-            done.push((number, compress(&raws[*raw].streams[*stream], *stream + 1 == STREAMS)));
-            progress(number as f32 / jobs.len() as f32);
-        }
-    };
-    let mut done = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let mut done = Vec::new();
-        for worker in workers {
-            done.extend(worker.join().map_err(|_| EncodeError::Thread)?);
-        }
-        Ok::<_, EncodeError>(done)
+    let done = each(jobs.len(), |number| {
+        let (raw, stream) = jobs[number];
+        let compressed = compress(&raws[raw].streams[stream], stream + 1 == STREAMS);
+        progress(number as f32 / jobs.len() as f32);
+        compressed
     })?;
-    done.sort_unstable_by_key(|(number, _)| *number);
     let mut packed = Vec::new();
     let mut done = done.into_iter();
     for raw in raws {
@@ -216,7 +202,7 @@ fn compress_all(raws: &[Raw], progress: &(dyn Fn(f32) + Sync)) -> Result<Vec<Pac
         let mut body = Vec::new();
         let mut streams = [0; STREAMS];
         let mut new_data = Code::Plain;
-        for (number, (_, stream)) in done.by_ref().take(STREAMS).enumerate() {
+        for (number, stream) in done.by_ref().take(STREAMS).enumerate() {
             let Stream { method, code, bytes } = stream.map_err(EncodeError::Compress)?;
             new_data = code;
             head.push(method);

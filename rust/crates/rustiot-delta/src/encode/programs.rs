@@ -59,6 +59,11 @@ impl Programs {
         Programs { each: Vec::new() }
     }
 
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.each.is_empty()
+    }
+
     /// Learns from the stretches of a target.
     pub(crate) fn learn(target: &[u8], old: &Old, stretches: &[Stretch]) -> Self {
         let mut copies: Vec<Copy> = stretches.iter().filter_map(copy).collect();
@@ -200,6 +205,8 @@ fn predict(references: &References, old: &[u8], address: u64, by: i64, part: &mu
 struct Found {
     program: Program,
     areas: Vec<Area>,
+    /// What its code is for.
+    code: Kind,
 }
 
 impl Found {
@@ -291,10 +298,10 @@ fn program(file: &[u8], address: u64) -> Option<Found> {
         }
     }
     let place = |virtually: u64| (virtually - lowest).min(u64::from(span)) as u32;
-    let code = (place(code_low), place(code_high));
-    let program = Program { lowest, span, code, moved: 0, moves: (0, 0) };
+    let program =
+        Program { lowest, span, code: (place(code_low), place(code_high)), moved: 0, moves: (0, 0) };
     let areas = areas.into_iter().flat_map(|area| split(file, address, &program, area)).collect();
-    Some(Found { program, areas })
+    Some(Found { program, areas, code })
 }
 
 /// An object that is not linked yet (a kernel module), as far as its sections' table. The table lies at its end, which
@@ -306,7 +313,7 @@ fn relocatable(file: &[u8], address: u64, code: Kind) -> Option<Found> {
     let whole =
         Area { start: address + start, end: address + file.len() as u64, kind: code, place: 0, program: 0 };
     let areas = split(file, address, &program, whole);
-    Some(Found { program, areas })
+    Some(Found { program, areas, code })
 }
 
 /// An area by windows, those that look like a table apart: program headers do not tell of them.
@@ -395,7 +402,7 @@ fn windows(copies: &[Copy], start: u64, end: u64) -> (u64, Vec<Vec<Copy>>) {
 
 impl Learner<'_> {
     fn learn(&self, changed: &[Copy], found: Found) -> Option<Known> {
-        let Found { mut program, areas } = found;
+        let Found { mut program, areas, code } = found;
         let start = areas.first()?.start;
         // The file moved as its head did.
         let head = self.own.iter().filter(|copy| copy.from <= start && copy.end() > start);
@@ -404,7 +411,7 @@ impl Learner<'_> {
         let moves = self.moves(&program, &areas);
         let mut references = References { areas, moves, programs: vec![program] };
         self.trim(&mut references);
-        let areas = self.kinds(&references);
+        let areas = self.kinds(&references, code);
         let program = references.programs.pop()?;
         let moves = self.moves(&program, &areas);
         let mut references = References { areas, moves, programs: vec![program] };
@@ -476,14 +483,10 @@ impl Learner<'_> {
     }
 
     /// The areas again, each window of the kind that leaves the fewest corrections; without those where none helps.
-    fn kinds(&self, references: &References) -> Vec<Area> {
+    fn kinds(&self, references: &References, code: Kind) -> Vec<Area> {
         let Some(program) = references.programs.first() else { return Vec::new() };
         let mut areas: Vec<Area> = Vec::new();
         for area in &references.areas {
-            let code = match area.kind {
-                Kind::Arm64 => Kind::Arm64,
-                _ => Kind::X86,
-            };
             let kinds = [area.kind, code, Kind::Jumps, Kind::Frames, Kind::Pointers, Kind::Offsets];
             let mut part = area.clone();
             let mut last: Option<Kind> = Some(area.kind);
@@ -604,6 +607,57 @@ mod tests {
             end: references.areas.last().unwrap().end,
             size: references.to_bytes().len(),
             references,
+        }
+    }
+
+    /// A window of calls to the places in front of it, for a processor. What they call moved by so much, they did not.
+    fn calls(code: Kind, moved: i32) -> Vec<u8> {
+        let mut file = vec![0; 2 * WINDOW as usize];
+        let (step, low) = if code == Kind::Arm64 { (4, WINDOW as usize) } else { (5, WINDOW as usize) };
+        for (number, at) in (low..file.len() - step).step_by(step).enumerate() {
+            let to = 16 * (number as i32 % 200) + moved;
+            let word = match code {
+                Kind::Arm64 => 0x9400_0000 | ((to - at as i32) >> 2) as u32 & 0x03ff_ffff,
+                _ => (to - at as i32 - 5) as u32,
+            };
+            let operand = at + step - 4;
+            file[operand..operand + 4].copy_from_slice(&word.to_le_bytes());
+            if step == 5 {
+                file[at] = 0xe8;
+            }
+        }
+        file
+    }
+
+    #[test]
+    fn code_within_data_is_looked_for_as_that_of_the_programs_processor() {
+        for code in [Kind::X86, Kind::Arm64] {
+            let (old, new) = (calls(code, 0), calls(code, 256));
+            let program = Program {
+                lowest: 0,
+                span: 2 * WINDOW as u32,
+                code: (0, WINDOW as u32),
+                moved: 0,
+                moves: (0, 1),
+            };
+            let data = Area {
+                start: WINDOW,
+                end: 2 * WINDOW,
+                kind: Kind::Pointers,
+                place: WINDOW as u32,
+                program: 0,
+            };
+            let references = References {
+                areas: vec![data],
+                moves: vec![Move { place: 0, by: 256 }],
+                programs: vec![program],
+            };
+            let own = [Copy { from: 0, to: 0, len: old.len() as u64 }];
+            let windows = windows(&own, 0, old.len() as u64);
+            let learner = Learner { target: &new, old: &old, own: &own, windows };
+            let kinds: Vec<Kind> =
+                learner.kinds(&references, code).into_iter().map(|area| area.kind).collect();
+            assert_eq!(kinds, [code]);
         }
     }
 
