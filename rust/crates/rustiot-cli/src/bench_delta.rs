@@ -1,5 +1,6 @@
 //! `bench delta`: bytes of every way to a release, side by side with what others make of the same files. Every delta is
-//! applied by a program that does nothing else, built as the device's are, which tells its time and memory; a result
+//! applied by a program that does nothing else, built as the device's are, which tells its time and memory. What comes
+//! out is written to a file and its SHA-256 compared here with the new file's, whatever the codec says of it; a result
 //! that is not the exact target ends the command.
 
 use crate::args;
@@ -11,6 +12,7 @@ use rustiot_delta::{Options, Source, encode};
 use rustiot_image::{Context, Plain, Releases, Toolbox};
 use serde::Serialize;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -34,6 +36,8 @@ struct Way {
     /// The same on the processor: what else the machine did is not in it.
     apply_cpu_s: Option<f64>,
     apply_peak_bytes: Option<u64>,
+    /// That what comes out was compared with the new file here, and is it; none where nothing came out.
+    exact: Option<bool>,
 }
 
 /// All ways of one pair.
@@ -131,16 +135,17 @@ impl Means<'_> {
         let (old, new) =
             (old.canonicalize().context("no old file")?, new.canonicalize().context("no new file")?);
         let sources = sources(self.toolbox, &old, work.path())?;
+        let wanted = sha256(&new)?;
         let mut ways = Vec::new();
         if self.with_full {
-            ways.push(ours("full (.rdelta)", &self.applier, &new, &[], work.path())?);
+            ways.push(ours("full (.rdelta)", &self.applier, &new, &wanted, &[], work.path())?);
         }
-        ways.push(ours("delta (.rdelta)", &self.applier, &new, &sources, work.path())?);
+        ways.push(ours("delta (.rdelta)", &self.applier, &new, &wanted, &sources, work.path())?);
         if let Some(tools) = &self.tools {
             let dirs = [&old, &new].into_iter().filter_map(|path| path.parent());
             let chroot = tools.chroot.clone().with_path(work.path());
             let chroot = dirs.fold(chroot, |chroot, dir| chroot.with_path(dir));
-            ways.extend(others(&Tools { chroot, ..*tools }, &old, &new, work.path()));
+            ways.extend(others(&Tools { chroot, ..*tools }, &old, &new, &wanted, work.path()));
         }
         if let Some(rauc) = &self.rauc {
             ways.extend(by_rauc(rauc, &old, &new, work.path()));
@@ -175,11 +180,12 @@ fn sources(toolbox: &Toolbox, old: &Path, work: &Path) -> Result<Vec<(String, Pa
     Ok(["root", "boot"].map(|name| (name.to_owned(), out.join(format!("{name}.img")))).to_vec())
 }
 
-/// Encodes, then applies in a process of its own.
+/// Encodes, then applies in a process of its own: once for the figures, and once more for what comes out.
 fn ours(
     name: &'static str,
     applier: &Path,
     new: &Path,
+    wanted: &Sum,
     sources: &[(String, PathBuf)],
     work: &Path,
 ) -> Result<Way> {
@@ -193,13 +199,11 @@ fn ours(
     let started = Instant::now();
     let made = encode(&target, &named, &Options::default(), &mut out, &|_| {})?;
     let generate = started.elapsed().as_secs_f64();
-    let mut command = Command::new(applier);
-    command.arg(&path).args(sources.iter().map(|(_, path)| path));
-    let done = command.stderr(Stdio::inherit()).output().context("cannot run the apply")?;
-    if !done.status.success() {
-        bail!("the delta does not make the new file");
-    }
-    let told: serde_json::Value = serde_json::from_slice(&done.stdout).context("the apply told nothing")?;
+    let told = applied(applier, &path, sources, None)?;
+    let back = work.join("made");
+    applied(applier, &path, sources, Some(&back))?;
+    exactly(&back, wanted)?;
+    std::fs::remove_file(&back).context("cannot remove what the delta made")?;
     Ok(Way {
         name,
         bytes: Some(made.len),
@@ -208,7 +212,45 @@ fn ours(
         apply_s: told.get("seconds").and_then(serde_json::Value::as_f64),
         apply_cpu_s: told.get("cpu_seconds").and_then(serde_json::Value::as_f64),
         apply_peak_bytes: told.get("peak_bytes").and_then(serde_json::Value::as_u64),
+        exact: Some(true),
     })
+}
+
+/// Runs the program that applies, which may write what comes out; what it tells.
+fn applied(
+    applier: &Path,
+    delta: &Path,
+    sources: &[(String, PathBuf)],
+    to: Option<&Path>,
+) -> Result<serde_json::Value> {
+    let mut command = Command::new(applier);
+    if let Some(to) = to {
+        command.arg("--to").arg(to);
+    }
+    command.arg(delta).args(sources.iter().map(|(_, path)| path));
+    let done = command.stderr(Stdio::inherit()).output().context("cannot run the apply")?;
+    if !done.status.success() {
+        bail!("the delta does not make the new file");
+    }
+    serde_json::from_slice(&done.stdout).context("the apply told nothing")
+}
+
+/// A SHA-256.
+type Sum = [u8; 32];
+
+fn sha256(path: &Path) -> Result<Sum> {
+    let read = || format!("cannot read {}", path.display());
+    let mut sum = Sha256::new();
+    std::io::copy(&mut File::open(path).with_context(read)?, &mut sum).with_context(read)?;
+    Ok(sum.finalize().into())
+}
+
+/// Whether a way made exactly the new file.
+fn exactly(made: &Path, wanted: &Sum) -> Result<()> {
+    if sha256(made)? != *wanted {
+        bail!("what it makes is not the new file: it has another SHA-256");
+    }
+    Ok(())
 }
 
 /// Where the other tools are, and what is asked of them.
@@ -270,8 +312,8 @@ const TOOLS: [Tool; 5] = [
     },
 ];
 
-fn others(tools: &Tools<'_>, old: &Path, new: &Path, work: &Path) -> Vec<Way> {
-    let mut ways: Vec<Way> = TOOLS.iter().map(|tool| other(tools, tool, old, new, work)).collect();
+fn others(tools: &Tools<'_>, old: &Path, new: &Path, wanted: &Sum, work: &Path) -> Vec<Way> {
+    let mut ways: Vec<Way> = TOOLS.iter().map(|tool| other(tools, tool, (old, new, wanted), work)).collect();
     ways.push(match blocks(&tools.chroot, old, new, work) {
         Ok(way) => way,
         Err(why) => unmeasured("RAUC block-hash-index", format!("{why:#}")),
@@ -287,6 +329,8 @@ fn by_rauc(rauc: &Rauc, old: &Path, new: &Path, work: &Path) -> Vec<Way> {
             .map(|install| Way {
                 bytes: Some(install.bytes),
                 note: Some(format!("installed by {}", install.said())),
+                // The slot was read back.
+                exact: Some(true),
                 ..unmeasured(install.name, String::new())
             })
             .collect(),
@@ -303,20 +347,26 @@ fn unmeasured(name: &'static str, note: String) -> Way {
         apply_s: None,
         apply_cpu_s: None,
         apply_peak_bytes: None,
+        exact: None,
     }
 }
 
-fn other(tools: &Tools<'_>, tool: &Tool, old: &Path, new: &Path, work: &Path) -> Way {
+fn other(tools: &Tools<'_>, tool: &Tool, files: (&Path, &Path, &Sum), work: &Path) -> Way {
     if tools.without.iter().any(|name| tool.name == name || tool.name.starts_with(&format!("{name} "))) {
         return unmeasured(tool.name, "left out".into());
     }
-    match try_other(tools, tool, old, new, work) {
+    match try_other(tools, tool, files, work) {
         Ok(way) => way,
         Err(why) => unmeasured(tool.name, format!("{why:#}")),
     }
 }
 
-fn try_other(tools: &Tools<'_>, tool: &Tool, old: &Path, new: &Path, work: &Path) -> Result<Way> {
+fn try_other(
+    tools: &Tools<'_>,
+    tool: &Tool,
+    (old, new, wanted): (&Path, &Path, &Sum),
+    work: &Path,
+) -> Result<Way> {
     let patience = tools.patience;
     let dir = tempfile::Builder::new().prefix("tool-").tempdir_in(work)?;
     let out = dir.path().join(if tool.name == "casync" { "out.caibx" } else { "out" });
@@ -360,9 +410,7 @@ fn try_other(tools: &Tools<'_>, tool: &Tool, old: &Path, new: &Path, work: &Path
         }
     };
     let applied = figures(&run(tool.back)?);
-    if !same(new, &back)? {
-        bail!("what it makes is not the new file");
-    }
+    exactly(&back, wanted)?;
     Ok(Way {
         name: tool.name,
         bytes: Some(size),
@@ -371,6 +419,7 @@ fn try_other(tools: &Tools<'_>, tool: &Tool, old: &Path, new: &Path, work: &Path
         apply_s: applied.map(|(seconds, ..)| seconds),
         apply_cpu_s: applied.map(|(_, processor, _)| processor),
         apply_peak_bytes: applied.map(|(.., peak)| peak),
+        exact: Some(true),
     })
 }
 
@@ -398,25 +447,8 @@ fn blocks(tools: &Toolbox, old: &Path, new: &Path, work: &Path) -> Result<Way> {
         apply_s: None,
         apply_cpu_s: None,
         apply_peak_bytes: None,
+        exact: None,
     })
-}
-
-fn same(a: &Path, b: &Path) -> Result<bool> {
-    use std::io::Read as _;
-    let (mut a, mut b) = (File::open(a)?, File::open(b)?);
-    let (mut first, mut second) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    loop {
-        let len = a.read(&mut first)?;
-        let (Some(first), Some(second)) = (first.get(..len), second.get_mut(..len.max(1))) else {
-            return Ok(false);
-        };
-        if len == 0 {
-            return Ok(b.read(second)? == 0);
-        }
-        if b.read_exact(second).is_err() || first != second {
-            return Ok(false);
-        }
-    }
 }
 
 impl Pair {
@@ -485,6 +517,7 @@ fn text(pairs: &[Pair], targets: &[Target]) -> String {
         "made in",
         "applied in, of the processor",
         "memory of apply",
+        "exact",
     ])];
     let mut notes = Vec::new();
     for pair in pairs {
@@ -500,6 +533,7 @@ fn text(pairs: &[Pair], targets: &[Target]) -> String {
                 &seconds(way.generate_s),
                 &seconds(way.apply_cpu_s),
                 &way.apply_peak_bytes.map(mb).unwrap_or_default(),
+                way.exact.map_or("", |exact| if exact { "yes" } else { "NO" }),
             ]));
             if let Some(note) = &way.note {
                 let note = format!("{}: {note}.", way.name);
@@ -524,4 +558,167 @@ pub(crate) fn machine() -> String {
         read("/proc/loadavg").split(' ').next().unwrap_or_default(),
         String::from_utf8_lossy(&date).trim()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program that says it applied a delta, and may write `made` for what came out.
+    fn applier(dir: &Path, made: &Path) -> PathBuf {
+        let path = dir.join("apply");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = --to ] && cp {} \"$2\"\n\
+             echo '{{\"seconds\": 2.5, \"cpu_seconds\": 0.5, \"peak_bytes\": 4096, \"sha256\": \"whatever is wanted\"}}'\n",
+            made.display()
+        );
+        // Never open for writing here: a program that another test begins just then would hold it open.
+        let text = dir.join("apply.sh");
+        std::fs::write(&text, script).unwrap();
+        assert!(Command::new("install").args(["-m", "755"]).args([&text, &path]).status().unwrap().success());
+        path
+    }
+
+    #[test]
+    fn what_comes_out_is_compared_with_the_new_file_whatever_the_codec_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        };
+        let new = file("new", b"the new file");
+        let sources = [("root".to_owned(), file("old", b"the old file"))];
+        let wanted = sha256(&new).unwrap();
+        let measured = |made: &Path| {
+            ours("delta (.rdelta)", &applier(dir.path(), made), &new, &wanted, &sources, dir.path())
+        };
+        let way = measured(&file("same", b"the new file")).unwrap();
+        let figures = (way.apply_s, way.apply_cpu_s, way.apply_peak_bytes, way.exact);
+        assert_eq!(figures, (Some(2.5), Some(0.5), Some(4096), Some(true)));
+        assert_eq!(way.bytes, Some(std::fs::metadata(dir.path().join("delta")).unwrap().len()));
+        for wrong in [&b"the new fi1e"[..], b"the new file ", b"the new fil", b""] {
+            let why = measured(&file("wrong", wrong)).unwrap_err().to_string();
+            assert!(why.contains("not the new file"), "{why}");
+        }
+        assert!(measured(Path::new("/nowhere")).is_err(), "nothing came out");
+    }
+
+    fn way(name: &'static str, bytes: u64) -> Way {
+        Way { bytes: Some(bytes), ..unmeasured(name, String::new()) }
+    }
+
+    /// One of ours, with its time on the processor and its memory.
+    fn applied_in(name: &'static str, bytes: u64, cpu: f64, peak: u64) -> Way {
+        Way { apply_cpu_s: Some(cpu), apply_peak_bytes: Some(peak), ..way(name, bytes) }
+    }
+
+    /// What is judged of these ways to a file of 400 MB, in words, and whether it is met.
+    fn judged(ways: Vec<Way>, wanted: f64, blocks: Option<f64>) -> Vec<(String, bool)> {
+        let pair = Pair { name: "p".into(), title: "p".into(), old_bytes: 1, new_bytes: 400_000_000, ways };
+        let mut targets = Vec::new();
+        judge(&pair, wanted, blocks, &mut targets);
+        targets.into_iter().map(|t| (format!("{} {} {}", t.what, t.figure, t.wanted), t.met)).collect()
+    }
+
+    #[test]
+    fn a_delta_must_be_so_many_times_smaller_than_each_of_the_others() {
+        const ZSTD: &str = "zstd -19 --long";
+        const BLOCKS: &str = "RAUC block-hash-index";
+        let ratio = |other: &str, figure: &str, wanted: &str, met| {
+            (format!("p: against {other} {figure}× at least {wanted}×"), met)
+        };
+        for (bytes, met) in [(1000, true), (1001, false)] {
+            // The full download is 10 times as much, or just not.
+            let told = judged(vec![way("delta (.rdelta)", bytes), way(ZSTD, 10_000)], 10.0, None);
+            assert_eq!(told[0], ratio(ZSTD, "10.0", "10", met));
+            assert_eq!(told[1], ratio("the best of the others", "10.0", "1", true));
+            assert_eq!(told.len(), 2, "{told:?}");
+            // Those that compare blocks, where the pair wants it; each that was measured.
+            let others =
+                [way("casync", 5000), way(BLOCKS, 5000), way("RAUC adaptive, blocks of 64 KiB", 5000)];
+            let all = [way("delta (.rdelta)", bytes)].into_iter().chain(others).collect();
+            let told = judged(all, 10.0, Some(5.0));
+            let figure = "5.0";
+            let wanted = [
+                ratio("casync", figure, "5", met),
+                ratio(BLOCKS, figure, "5", met),
+                ratio("RAUC adaptive, blocks of 64 KiB", figure, "5", met),
+                ratio("the best of the others", figure, "1", true),
+            ];
+            assert_eq!(told, wanted);
+        }
+        // The best of the others is not the full way, which is ours too.
+        for (best, figure, met) in [(1000, "1.0", true), (999, "1.0", false), (500, "0.5", false)] {
+            let ways = vec![
+                way("full (.rdelta)", 10),
+                way("delta (.rdelta)", 1000),
+                way("bsdiff", best),
+                way("xdelta3 -9 -S lzma", 1500),
+            ];
+            let told = judged(ways, 10.0, None);
+            assert_eq!(told, [ratio("the best of the others", figure, "1", met)]);
+        }
+    }
+
+    #[test]
+    fn the_full_way_must_not_be_longer_than_the_best_full_download() {
+        for (full, figure, met) in
+            [(10_000, "1.000", true), (10_001, "1.000", false), (12_000, "1.200", false)]
+        {
+            let ways =
+                vec![way("full (.rdelta)", full), way("delta (.rdelta)", 1), way("zstd -19 --long", 10_000)];
+            let told = judged(ways, 1.0, None);
+            let wanted = format!("p: the full way against zstd -19 --long {figure}× at most 1×");
+            assert!(told.contains(&(wanted, met)), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn an_apply_must_be_fast_and_small_both() {
+        for (cpu, peak, met) in [
+            (4.0, 20_000_000, true),
+            (4.01, 20_000_000, false),
+            (4.0, 20_000_001, false),
+            (0.5, 300_000_000, false),
+            (60.0, 1_000_000, false),
+        ] {
+            for name in ["delta (.rdelta)", "full (.rdelta)"] {
+                let mut ways = vec![applied_in(name, 1000, cpu, peak)];
+                if name.starts_with("full") {
+                    ways.push(way("delta (.rdelta)", 1000));
+                }
+                let told = judged(ways, 10.0, None);
+                let [(what, is_met)] = told.as_slice() else { panic!("{told:?}") };
+                assert!(what.starts_with(&format!("p: apply of {name} ")), "{what}");
+                assert!(what.ends_with("at least 100 MB/s on one processor, at most 20.00 MB"), "{what}");
+                assert_eq!(*is_met, met, "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_judged() {
+        let nothing = || unmeasured("zstd -19 --long", "took too long".into());
+        assert_eq!(judged(vec![nothing()], 10.0, Some(5.0)), []);
+        assert_eq!(judged(vec![way("delta (.rdelta)", 1000), nothing()], 10.0, Some(5.0)), []);
+    }
+
+    #[test]
+    fn the_table_says_of_each_way_whether_it_was_exact() {
+        let exact = Way { exact: Some(true), ..way("delta (.rdelta)", 1000) };
+        let pair = Pair {
+            name: "p".into(),
+            title: "p".into(),
+            old_bytes: 1,
+            new_bytes: 2,
+            ways: vec![exact, way("RAUC block-hash-index", 5)],
+        };
+        let last = |line: &str| line.trim_matches('|').rsplit('|').next().map(|cell| cell.trim().to_owned());
+        let text = text(std::slice::from_ref(&pair), &[]);
+        let cells: Vec<_> = text.lines().take(4).filter_map(last).collect();
+        assert_eq!((cells[0].as_str(), cells[2].as_str(), cells[3].as_str()), ("exact", "yes", ""), "{text}");
+        let json = json!(pair);
+        assert_eq!((&json["ways"][0]["exact"], &json["ways"][1]["exact"]), (&json!(true), &json!(null)));
+    }
 }

@@ -1,17 +1,27 @@
 //! Applies a delta and does nothing else, so that its time and its memory are the codec's: what `rustiot bench delta`
-//! measures. `apply DELTA SOURCE…` prints one JSON document; a result that is not the target is an error.
+//! measures. `apply DELTA SOURCE…` prints one JSON document; a result that is not the target is an error. With
+//! `--to FILE` in front the result is also written there, for whoever wants to look at it himself.
 
 use std::error::Error;
 use std::fs::{File, read_to_string};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut paths = std::env::args_os().skip(1).map(PathBuf::from);
-    let delta = open(paths.next().ok_or("usage: apply DELTA SOURCE…")?)?;
+    const USAGE: &str = "usage: apply [--to FILE] DELTA SOURCE…";
+    let mut paths = std::env::args_os().skip(1).map(PathBuf::from).peekable();
+    let mut out = match paths.next_if(|path| path.as_os_str() == "--to") {
+        Some(_) => Some(File::create(paths.next().ok_or(USAGE)?)?),
+        None => None,
+    };
+    let delta = open(paths.next().ok_or(USAGE)?)?;
     let sources = paths.map(open).collect::<Result<Vec<_>, _>>()?;
     let started = Instant::now();
-    let header = rustiot_delta::apply(delta, sources, &mut |_| Ok(()))?;
+    let header = rustiot_delta::apply(delta, sources, &mut |part| match &mut out {
+        Some(out) => out.write_all(part),
+        None => Ok(()),
+    })?;
     let seconds = started.elapsed().as_secs_f64();
     let sha256: String = header.target_sha256.iter().map(|byte| format!("{byte:02x}")).collect();
     let (cpu, peak) = (processor_time()?, most_held()?);
