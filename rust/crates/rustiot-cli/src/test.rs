@@ -224,6 +224,8 @@ fn code(context: &Context, quick: bool, tally: &mut Tally) -> Result<()> {
     let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     let linted = tool(&rust, "cargo", &["clippy", "--version"], &clippy);
     tally.one("no warnings (cargo clippy)", linted, began);
+    let began = Instant::now();
+    tally.one("fuzz targets fit the code (cargo check)", fuzz_targets(&rust, &target(&rust)), began);
     supply(context, quick, tally);
     let began = Instant::now();
     tally.one("docs name every dependency and crate", lists(repo, &rust), began);
@@ -278,12 +280,34 @@ fn tool(dir: &Path, program: &str, probe: &[&str], args: &[&str]) -> Result<Verd
     }
     let mut command = Command::new(program);
     command.args(args).current_dir(dir).env("CARGO_TARGET_DIR", target(dir));
+    passes(&mut command)
+}
+
+/// Whether a command succeeds; what it said when it does not.
+fn passes(command: &mut Command) -> Result<Verdict> {
+    let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {program}"))?;
     if output.status.success() {
         return Ok(Verdict::Passed);
     }
     let text = [output.stdout, output.stderr].concat();
     Err(anyhow!("{}", tail(&String::from_utf8_lossy(&text), 60)))
+}
+
+/// The fuzz targets are a workspace of their own, which nothing else here builds: a change of what they call would be
+/// noticed by the next one who fuzzes. With our profiles in our place for builds, what clippy has just looked at is not
+/// looked at again. Nothing is linked, so libFuzzer itself, which takes a C++ compiler, stays away.
+fn fuzz_targets(rust: &Path, target: &Path) -> Result<Verdict> {
+    let mut cargo = Command::new("cargo");
+    cargo.args(["check", "--locked", "--quiet", "--bins", "--examples", "--config", "../Cargo.toml"]);
+    cargo.env("CARGO_TARGET_DIR", target).env("CUSTOM_LIBFUZZER_PATH", "/dev/null");
+    match passes(cargo.current_dir(rust.join("fuzz"))) {
+        // Two crates are theirs alone.
+        Err(error) if error.to_string().contains("failed to download") => {
+            Ok(Verdict::Skipped("their crates cannot be fetched from here".into()))
+        }
+        checked => checked,
+    }
 }
 
 /// Licences, bans, sources and advisories, by cargo-deny where there is one.
@@ -499,6 +523,27 @@ mod unit {
             finished in 0.29s";
         assert_eq!(result_line(line), Some(Count { passed: 43, failed: 2, skipped: 1 }));
         assert_eq!(result_line("test x ... ok"), None);
+    }
+
+    #[test]
+    fn a_fuzz_target_that_no_longer_fits_fails_and_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let fuzz = dir.path().join("fuzz");
+        std::fs::create_dir_all(fuzz.join("src/bin")).unwrap();
+        std::fs::write(dir.path().join("Cargo.toml"), "[workspace]\n[profile.dev]\ndebug = false\n").unwrap();
+        let manifest = "[package]\nname = \"fuzz\"\nversion = \"0.0.0\"\nedition = \"2024\"\n[workspace]\n";
+        std::fs::write(fuzz.join("Cargo.toml"), manifest).unwrap();
+        let checked = |code: &str| {
+            std::fs::write(fuzz.join("src/bin/tuf.rs"), code).unwrap();
+            fuzz_targets(dir.path(), &dir.path().join("target"))
+        };
+        let why = checked("fn main() {}").err().unwrap().to_string();
+        assert!(why.contains("Cargo.lock") && why.contains("--locked"), "{why}");
+        let lock = "version = 4\n\n[[package]]\nname = \"fuzz\"\nversion = \"0.0.0\"\n";
+        std::fs::write(fuzz.join("Cargo.lock"), lock).unwrap();
+        assert!(matches!(checked("fn main() {}"), Ok(Verdict::Passed)));
+        let why = checked("fn main() { gone() }").err().unwrap().to_string();
+        assert!(why.contains("src/bin/tuf.rs") && why.contains("gone"), "{why}");
     }
 
     #[test]
