@@ -311,7 +311,7 @@ fn wrong_requests_are_refused_by_what_is_wrong_and_change_nothing() {
     for (waves, words) in [
         ("5%,0%", "\"0%\" holds no device"),
         ("0.04%", "\"0.04%\" holds no device"),
-        ("120%", "\"120%\" is more than all devices"),
+        ("120%", "\"120%\" is no share of all devices"),
         ("-5%", "'-5'"),
         ("canary:5", "\"canary:5\" is no wave"),
         ("canary;100%", "\"canary;100%\" is no wave"),

@@ -584,14 +584,14 @@ pub fn parse_waves(text: &str, now: u64) -> Result<Vec<Wave>, String> {
         }
         let (share, delay) = rest.split_once('+').unwrap_or((rest, "0s"));
         let share: f64 = share.strip_suffix('%').ok_or_else(wrong)?.parse().map_err(|_| wrong())?;
-        if !(0.0..=100.0).contains(&share) {
-            return Err(format!("{word:?} is more than all devices; write at most 100%"));
-        }
         if share < 0.1 {
             return Err(format!(
                 "{word:?} holds no device: shares are counted in thousandths; write 0.1% or more, give single devices a label \
-                 (canary:100%), or leave the wave out"
+                 (canary:100%), or let nobody start with: rustiot rollout pause"
             ));
+        }
+        if share > 100.0 || share.is_nan() {
+            return Err(format!("{word:?} is no share of all devices; write at most 100%"));
         }
         let split = delay.len().checked_sub(1).and_then(|at| delay.split_at_checked(at)).ok_or_else(wrong)?;
         let unit: u64 = match split.1 {
@@ -608,11 +608,6 @@ pub fn parse_waves(text: &str, now: u64) -> Result<Vec<Wave>, String> {
             reason = "1 to 1000, checked above"
         )]
         let permille = (share * 10.0).round() as u32;
-        if permille == 0 {
-            return Err(format!(
-                "{word:?} holds no device; write at least 0.1%, or let nobody start with: rustiot rollout pause"
-            ));
-        }
         let not_before = if delay == 0 { 0 } else { now.saturating_add(delay) };
         waves.push(Wave { name: word.to_owned(), permille: permille.min(PLACES), not_before, labels });
     }
@@ -657,8 +652,6 @@ mod tests {
             "a|:5%",
             "5%+é",
             "100%+2026-03-01",
-            "0%",
-            "0.04%",
             "canäry:5%",
             "lab|can/ary:5%",
         ] {
