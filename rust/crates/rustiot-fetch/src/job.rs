@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustiot_http::Bytes;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::error::Failure;
@@ -16,12 +16,17 @@ use crate::store::Store;
 use crate::types::Progress;
 use crate::worker::Worker;
 
+/// How many stretches of the bundle are in memory at once.
+const AT_ONCE: usize = 2;
+
 /// One bundle by one way.
 pub(crate) struct Job {
     pub store: Store,
     /// Old images, if the way is a delta.
     sources: Option<Vec<(String, PathBuf)>>,
     worker: OnceCell<Worker>,
+    /// Places of stretches in memory.
+    places: Arc<Semaphore>,
     progress: watch::Sender<Progress>,
     held: Mutex<(u64, BTreeMap<u64, Instant>)>,
 }
@@ -32,7 +37,14 @@ impl Job {
         sources: Option<Vec<(String, PathBuf)>>,
         progress: watch::Sender<Progress>,
     ) -> Job {
-        Job { store, sources, worker: OnceCell::new(), progress, held: Mutex::default() }
+        Job {
+            store,
+            sources,
+            worker: OnceCell::new(),
+            places: Arc::new(Semaphore::new(AT_ONCE)),
+            progress,
+            held: Mutex::default(),
+        }
     }
 
     /// The delta's decoder, made when first needed. A failure ends the job: the next way is the planner's.
@@ -44,7 +56,8 @@ impl Job {
             let reused = move |bytes| {
                 progress.send_if_modified(|progress| std::mem::replace(&mut progress.reused, bytes) != bytes);
             };
-            let worker = Worker::start(self.store.clone(), len, sources.clone(), reused).await?;
+            let places = self.places.clone();
+            let worker = Worker::start(self.store.clone(), len, sources.clone(), places, reused).await?;
             let bundle = worker.header().target_len;
             self.progress.send_modify(|progress| progress.bundle = bundle);
             Ok(worker)
@@ -68,34 +81,35 @@ impl Job {
         Ok(len)
     }
 
-    /// Waits until what a stretch needs is here.
-    pub async fn prefetch(&self, range: Range<u64>) -> Result<(), Failure> {
-        match self.worker().await? {
-            Some(worker) => self.store.prefetch(&worker.needs(range)).await,
-            None => self.store.prefetch(&[range]).await,
-        }
+    /// A stretch of the bundle, once what it needs is here and there is a place for it in memory.
+    pub async fn make(&self, range: Range<u64>) -> Result<Bytes, Failure> {
+        let made = match self.worker().await? {
+            Some(worker) => {
+                self.store.prefetch(&worker.needs(range.clone())).await?;
+                worker.make(range).await
+            }
+            None => self.read(range).await,
+        };
+        let bytes = made.map_err(|failure| self.ended(failure))?;
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.progress.send_modify(|progress| progress.served = progress.served.saturating_add(len));
+        Ok(bytes)
     }
 
-    /// A stretch of the bundle.
-    pub async fn make(&self, range: Range<u64>) -> Result<Bytes, Failure> {
-        if let Some(worker) = self.worker().await? {
-            return worker.make(range).await.map_err(|failure| self.ended(failure));
-        }
-        let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or_default();
-        let mut bytes = vec![0; len];
-        self.store.fill(range.start, &mut bytes).await.map_err(|failure| self.ended(failure))?;
-        Ok(bytes.into())
+    /// The same of a bundle that is fetched as it is.
+    async fn read(&self, range: Range<u64>) -> Result<Bytes, Failure> {
+        // What comes from the servers is waited for without holding anything up.
+        self.store.prefetch(std::slice::from_ref(&range)).await?;
+        let place = self.places.clone().acquire_owned().await;
+        let place = place.map_err(|_| Failure::Proxy("the server ended"))?;
+        let mut bytes = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or_default()];
+        self.store.fill(range.start, &mut bytes).await?;
+        Ok(Stretch { bytes, _place: place }.into())
     }
 
     fn ended(&self, failure: Failure) -> Failure {
         self.store.fail(failure.clone());
         self.store.failure().unwrap_or(failure)
-    }
-
-    /// Counts what was handed to RAUC.
-    pub fn served(&self, bytes: usize) {
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        self.progress.send_modify(|progress| progress.served = progress.served.saturating_add(bytes));
     }
 
     /// A request is held until this is dropped.
@@ -115,6 +129,25 @@ impl Job {
         let since = self.held.lock().unwrap_or_else(PoisonError::into_inner).1.values().min().copied();
         self.progress
             .send_if_modified(|progress| std::mem::replace(&mut progress.held_since, since) != since);
+    }
+}
+
+/// Bytes of the bundle in memory. Their place is free again when the last of them is on its way, which only they know: the
+/// server's connections take them long before.
+pub(crate) struct Stretch {
+    pub bytes: Vec<u8>,
+    pub _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Stretch {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl From<Stretch> for Bytes {
+    fn from(stretch: Stretch) -> Bytes {
+        Bytes::from_owner(stretch)
     }
 }
 

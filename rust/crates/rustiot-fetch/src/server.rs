@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustiot_http::Bytes;
 use rustiot_http::range::parse_range;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::error::Failure;
 use crate::job::Job;
@@ -25,13 +25,10 @@ use crate::job::Job;
 const CONNECTIONS: usize = 256;
 /// Most bytes that are made at once for one request. The kernel asks for 1.25 MB at the most.
 const STRETCH: u64 = 2 << 20;
-/// How many such stretches are in memory at once.
-const AT_ONCE: usize = 2;
 
 /// Serves the bundle at `path` until this is dropped.
 pub(crate) async fn serve(listener: TcpListener, path: Arc<str>, job: Arc<Job>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let stretches = Arc::new(Semaphore::new(AT_ONCE));
     let mut connections = tokio::task::JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -45,11 +42,11 @@ pub(crate) async fn serve(listener: TcpListener, path: Arc<str>, job: Arc<Job>) 
             }
         };
         let _ = stream.set_nodelay(true);
-        let (path, job, stretches) = (path.clone(), job.clone(), stretches.clone());
+        let (path, job) = (path.clone(), job.clone());
         connections.spawn(async move {
             let service = hyper::service::service_fn(|request: Request<Incoming>| {
-                let (path, job, stretches) = (path.clone(), job.clone(), stretches.clone());
-                async move { Ok::<_, Infallible>(answer(&request, &path, job, stretches).await) }
+                let (path, job) = (path.clone(), job.clone());
+                async move { Ok::<_, Infallible>(answer(&request, &path, job).await) }
             });
             // A client that goes away takes its requests with it.
             let _ = hyper::server::conn::http1::Builder::new()
@@ -62,12 +59,7 @@ pub(crate) async fn serve(listener: TcpListener, path: Arc<str>, job: Arc<Job>) 
     }
 }
 
-async fn answer(
-    request: &Request<Incoming>,
-    path: &str,
-    job: Arc<Job>,
-    stretches: Arc<Semaphore>,
-) -> Response<Sent> {
+async fn answer(request: &Request<Incoming>, path: &str, job: Arc<Job>) -> Response<Sent> {
     if request.uri().path() != path {
         return plain(StatusCode::NOT_FOUND);
     }
@@ -93,7 +85,7 @@ async fn answer(
     let body = if request.method() == Method::HEAD || range.start >= range.end {
         Sent::empty()
     } else {
-        match first(&job, stretches, range.clone()).await {
+        match first(&job, range.clone()).await {
             Ok(body) => body,
             Err(_) => return plain(StatusCode::NOT_FOUND),
         }
@@ -126,10 +118,10 @@ fn set(response: &mut Response<Sent>, name: hyper::header::HeaderName, value: &s
 
 /// Makes the first stretch before the head is sent: what fails until then can still be told. The rest follows as it is
 /// made; if that fails, the connection ends short and RAUC asks again.
-async fn first(job: &Arc<Job>, stretches: Arc<Semaphore>, range: Range<u64>) -> Result<Sent, Failure> {
+async fn first(job: &Arc<Job>, range: Range<u64>) -> Result<Sent, Failure> {
     let until = |at: u64| at.saturating_add(STRETCH).min(range.end);
     let stretch = range.start..until(range.start);
-    let piece = piece(job, &stretches, stretch.clone()).await?;
+    let piece = job.make(stretch.clone()).await?;
     if stretch.end >= range.end {
         return Ok(Sent { first: Some(piece), rest: None });
     }
@@ -142,7 +134,7 @@ async fn first(job: &Arc<Job>, stretches: Arc<Semaphore>, range: Range<u64>) -> 
             let _held = job.hold();
             let made = tokio::select! {
                 () = send.closed() => return,
-                made = self::piece(&job, &stretches, at..next) => made,
+                made = job.make(at..next) => made,
             };
             let failed = made.is_err();
             if send.send(made).await.is_err() || failed {
@@ -154,26 +146,10 @@ async fn first(job: &Arc<Job>, stretches: Arc<Semaphore>, range: Range<u64>) -> 
     Ok(Sent { first: Some(piece), rest: Some(rest) })
 }
 
-async fn piece(job: &Job, stretches: &Arc<Semaphore>, range: Range<u64>) -> Result<Piece, Failure> {
-    // What is needed from the servers is waited for without holding anything up.
-    job.prefetch(range.clone()).await?;
-    let ended = |_| Failure::Proxy("the server ended");
-    let permit = stretches.clone().acquire_owned().await.map_err(ended)?;
-    let bytes = job.make(range).await?;
-    job.served(bytes.len());
-    Ok(Piece { bytes, _permit: permit })
-}
-
-/// A stretch in memory; its place is free again when it has been sent.
-struct Piece {
-    bytes: Bytes,
-    _permit: OwnedSemaphorePermit,
-}
-
 /// The body of an answer.
 pub(crate) struct Sent {
-    first: Option<Piece>,
-    rest: Option<mpsc::Receiver<Result<Piece, Failure>>>,
+    first: Option<Bytes>,
+    rest: Option<mpsc::Receiver<Result<Bytes, Failure>>>,
 }
 
 impl Sent {
@@ -192,10 +168,10 @@ impl Body for Sent {
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
         let this = self.get_mut();
         if let Some(piece) = this.first.take() {
-            return Poll::Ready(Some(Ok(Frame::data(piece.bytes))));
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         let Some(rest) = &mut this.rest else { return Poll::Ready(None) };
-        rest.poll_recv(context).map(|next| next.map(|piece| piece.map(|piece| Frame::data(piece.bytes))))
+        rest.poll_recv(context).map(|next| next.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {

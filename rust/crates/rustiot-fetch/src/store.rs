@@ -34,8 +34,10 @@ const AHEAD_MAX: u64 = 8 << 20;
 const AHEAD_WINDOW: u64 = 1 << 20;
 /// Most that is kept in memory without a cache: for several readers at once, in any order.
 const WINDOW: usize = 4 << 20;
-/// The same for one reader that goes upwards: what is ahead of it, and what it is about to read.
-const WINDOW_IN_ORDER: usize = 1280 << 10;
+/// The same for one reader that goes upwards, whose decoder takes most of what there is: what is ahead of it, and what it is
+/// about to read.
+const AHEAD_IN_ORDER: u64 = 512 << 10;
+const WINDOW_IN_ORDER: usize = 640 << 10;
 /// Somebody who waits for something this close ahead of a transfer waits for the transfer.
 const SOON: u64 = 2 << 20;
 /// How much is written and synced at once: a 256th of the file, between these. A power cut costs half of it on average, and
@@ -763,7 +765,11 @@ impl Fetcher {
             }
             range.end = range.end.min(range.start.saturating_add(request));
             let cached = inner.cache.is_some();
-            let most = if cached { AHEAD_MAX } else { AHEAD_WINDOW };
+            let most = match (cached, self.shared.remote.in_order) {
+                (true, _) => AHEAD_MAX,
+                (false, true) => AHEAD_IN_ORDER,
+                (false, false) => AHEAD_WINDOW,
+            };
             self.ahead =
                 if range.start == self.last_end { self.ahead.saturating_mul(2).min(most) } else { AHEAD_MIN };
             let far = range.start.saturating_add(self.ahead.min(request)).min(len).max(range.end);

@@ -1,7 +1,7 @@
 //! Makes a bundle out of a delta and old images, off the main thread, one stretch at a time.
 //!
-//! RAUC's kernel part asks for several stretches at once and in any order; going back costs a decoder work, so those
-//! who wait are served like a lift serves floors. Called by the proxy.
+//! RAUC's kernel part asks for several stretches at once and in any order; going back costs a decoder work and, without a
+//! cache, bytes, so all who wait are known here, and are served like a lift serves floors. Called by the proxy.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,9 +15,10 @@ use rustiot_delta::{Delta, FileAt, Header, ReadAt, Target};
 use rustiot_http::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::error::Failure;
+use crate::job::Stretch;
 use crate::store::Store;
 
 /// The delta's own bytes: from the cache, or fetched while somebody waits. Blocks.
@@ -57,11 +58,13 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Reads the delta's index, looks at the old images, and waits for jobs. `reused` is told after each one.
+    /// Reads the delta's index, looks at the old images, and waits for jobs. A stretch is made once there is one of `places`
+    /// for it; `reused` is told after each one.
     pub async fn start(
         store: Store,
         len: u64,
         sources: Vec<(String, PathBuf)>,
+        places: Arc<Semaphore>,
         reused: impl Fn(u64) + Send + 'static,
     ) -> Result<Worker, Failure> {
         let delta = RemoteAt { store: store.clone(), runtime: Handle::current(), len };
@@ -74,7 +77,9 @@ impl Worker {
         });
         let (index, target) = opened.await.map_err(|_| Failure::Proxy("a task of the proxy ended"))??;
         let (jobs, waiting) = mpsc::channel();
-        tokio::task::spawn_blocking(move || work(&store, target, &waiting, &reused));
+        let runtime = Handle::current();
+        let place = move || runtime.block_on(places.clone().acquire_owned()).ok();
+        tokio::task::spawn_blocking(move || work(&store, target, &waiting, &place, &reused));
         Ok(Worker { jobs, index: Arc::new(index) })
     }
 
@@ -129,7 +134,13 @@ fn images(header: &Header, sources: &[(String, PathBuf)]) -> Result<Vec<Box<dyn 
 }
 
 /// Serves jobs until nobody can send one.
-fn work(store: &Store, mut target: Target<RemoteAt>, waiting: &mpsc::Receiver<Job>, reused: &impl Fn(u64)) {
+fn work(
+    store: &Store,
+    mut target: Target<RemoteAt>,
+    waiting: &mpsc::Receiver<Job>,
+    place: &impl Fn() -> Option<OwnedSemaphorePermit>,
+    reused: &impl Fn(u64),
+) {
     let mut queue: BTreeMap<(u64, u64), Job> = BTreeMap::new();
     let (mut at, mut number) = (0, 0u64);
     loop {
@@ -137,6 +148,8 @@ fn work(store: &Store, mut target: Target<RemoteAt>, waiting: &mpsc::Receiver<Jo
             let Ok(job) = waiting.recv() else { return };
             queue.insert((job.range.start, number), job);
         }
+        // Who comes while it waits for a place is in the queue before the next one is chosen.
+        let Some(place) = place() else { return };
         for job in waiting.try_iter() {
             number = number.wrapping_add(1);
             queue.insert((job.range.start, number), job);
@@ -150,13 +163,13 @@ fn work(store: &Store, mut target: Target<RemoteAt>, waiting: &mpsc::Receiver<Jo
         let made = make(&mut target, &job.range).map_err(|error| delta_failure(store, error));
         at = job.range.end;
         reused(target.reused_bytes());
-        let _ = job.answer.send(made);
+        let _ = job.answer.send(made.map(|bytes| Stretch { bytes, _place: place }.into()));
     }
 }
 
-fn make(target: &mut Target<RemoteAt>, range: &Range<u64>) -> Result<Bytes, rustiot_delta::Error> {
+fn make(target: &mut Target<RemoteAt>, range: &Range<u64>) -> Result<Vec<u8>, rustiot_delta::Error> {
     let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or_default();
     let mut bytes = vec![0; len];
     target.read_at(range.start, &mut bytes)?;
-    Ok(bytes.into())
+    Ok(bytes)
 }
