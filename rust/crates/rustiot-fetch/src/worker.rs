@@ -133,6 +133,35 @@ fn images(header: &Header, sources: &[(String, PathBuf)]) -> Result<Vec<Box<dyn 
     Ok(images)
 }
 
+/// Those who wait, like those who wait for a lift: upwards from where it is, then from the bottom again.
+#[derive(Default)]
+struct Queue {
+    /// By where they begin, and by when they came.
+    jobs: BTreeMap<(u64, u64), Job>,
+    came: u64,
+    at: u64,
+}
+
+impl Queue {
+    fn add(&mut self, job: Job) {
+        self.came = self.came.wrapping_add(1);
+        self.jobs.insert((job.range.start, self.came), job);
+    }
+
+    /// Whom to serve now. Nobody goes there for one who has given up.
+    fn next(&mut self) -> Option<Job> {
+        loop {
+            let key = self.jobs.range((self.at, 0)..).next().or_else(|| self.jobs.iter().next());
+            let key = key.map(|(key, _)| *key)?;
+            let job = self.jobs.remove(&key)?;
+            if !job.answer.is_closed() {
+                self.at = job.range.end;
+                return Some(job);
+            }
+        }
+    }
+}
+
 /// Serves jobs until nobody can send one.
 fn work(
     store: &Store,
@@ -141,27 +170,17 @@ fn work(
     place: &impl Fn() -> Option<OwnedSemaphorePermit>,
     reused: &impl Fn(u64),
 ) {
-    let mut queue: BTreeMap<(u64, u64), Job> = BTreeMap::new();
-    let (mut at, mut number) = (0, 0u64);
+    let mut queue = Queue::default();
     loop {
-        if queue.is_empty() {
+        if queue.jobs.is_empty() {
             let Ok(job) = waiting.recv() else { return };
-            queue.insert((job.range.start, number), job);
+            queue.add(job);
         }
         // Who comes while it waits for a place is in the queue before the next one is chosen.
         let Some(place) = place() else { return };
-        for job in waiting.try_iter() {
-            number = number.wrapping_add(1);
-            queue.insert((job.range.start, number), job);
-        }
-        // Upwards from here, and from the bottom again.
-        let next = queue.range((at, 0)..).next().or_else(|| queue.iter().next()).map(|(key, _)| *key);
-        let Some(job) = next.and_then(|key| queue.remove(&key)) else { continue };
-        if job.answer.is_closed() {
-            continue;
-        }
+        waiting.try_iter().for_each(|job| queue.add(job));
+        let Some(job) = queue.next() else { continue };
         let made = make(&mut target, &job.range).map_err(|error| delta_failure(store, error));
-        at = job.range.end;
         reused(target.reused_bytes());
         let _ = job.answer.send(made.map(|bytes| Stretch { bytes, _place: place }.into()));
     }
@@ -172,4 +191,31 @@ fn make(target: &mut Target<RemoteAt>, range: &Range<u64>) -> Result<Vec<u8>, ru
     let mut bytes = vec![0; len];
     target.read_at(range.start, &mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_wait_are_served_upwards_and_who_has_gone_is_passed() {
+        let mut queue = Queue::default();
+        let mut answers = Vec::new();
+        let mut add = |queue: &mut Queue, start: u64| {
+            let (answer, made) = oneshot::channel();
+            queue.add(Job { range: start..start + 10, answer });
+            answers.push(made);
+        };
+        for start in [50, 10, 90, 30] {
+            add(&mut queue, start);
+        }
+        let next = |queue: &mut Queue| queue.next().map(|job| job.range.start);
+        assert_eq!(next(&mut queue), Some(10));
+        // One that came late and lies behind waits for the next round.
+        add(&mut queue, 0);
+        add(&mut queue, 20);
+        answers.remove(3);
+        let order: Vec<_> = std::iter::from_fn(|| next(&mut queue)).collect();
+        assert_eq!(order, [20, 50, 90, 0], "30 had gone");
+    }
 }
