@@ -120,7 +120,11 @@ impl<M: Medium> Cache<M> {
         self.medium.truncate(Which::Journal, 0).map_err(failed("cut the journal"))?;
         self.medium.sync(Which::Journal).map_err(failed("sync the journal"))?;
         self.medium.truncate(Which::Data, 0).map_err(failed("cut the download"))?;
-        self.medium.reserve(self.identity.len).map_err(failed("make room for the download"))?;
+        if let Err(error) = self.medium.reserve(self.identity.len) {
+            // A file system that had too little has handed out what it had (ext4): the medium would stay full.
+            let _ = self.medium.truncate(Which::Data, 0);
+            return Err(failed("make room for the download")(error));
+        }
         self.append(&Entry::Identity(self.identity.clone()))?;
         if !self.validators.is_empty() {
             self.append(&Entry::Validators(self.validators.clone()))?;
@@ -366,6 +370,20 @@ mod tests {
         }
         drop(cache);
         assert_eq!(open().have().bytes(), 4010);
+    }
+
+    #[test]
+    fn room_that_was_found_in_part_only_is_given_back() {
+        let model = Shared::default();
+        model.lock().unwrap().room = Some(999);
+        let error = Cache::open(model.clone(), identity("a", 1000)).err().unwrap();
+        assert_eq!(
+            (error.step, error.source.kind()),
+            ("make room for the download", io::ErrorKind::StorageFull)
+        );
+        assert_eq!(model.len(Which::Data).unwrap(), 0, "the medium stays full");
+        model.lock().unwrap().room = None;
+        download(&model, &mut RangeSet::default()).unwrap();
     }
 
     #[test]

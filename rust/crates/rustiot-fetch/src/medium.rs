@@ -49,7 +49,7 @@ pub trait Medium: Send + 'static {
     /// medium that is full says so before anything came. Its length may be that from now on, its contents zeros.
     ///
     /// # Errors
-    /// Those of the medium; a file system that knows no such thing is none.
+    /// Those of the medium, and part of the room may be taken then; a file system that knows no such thing is none.
     fn reserve(&mut self, len: u64) -> io::Result<()>;
 
     /// Makes contents and length durable.
@@ -208,6 +208,8 @@ pub(crate) mod model {
         pub cut_after: Option<usize>,
         /// A sync that does nothing, to see that the tests would notice.
         pub lies: Option<Which>,
+        /// Bytes that there are for the download; none: as many as it wants.
+        pub room: Option<u64>,
     }
 
     impl Model {
@@ -275,7 +277,10 @@ pub(crate) mod model {
         }
 
         fn reserve(&mut self, len: u64) -> io::Result<()> {
-            self.truncate(Which::Data, len)
+            // As ext4 does: what there is is taken, also where it is not enough.
+            let found = self.room.map_or(len, |room| room.min(len));
+            self.truncate(Which::Data, found)?;
+            if found < len { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
         }
 
         fn sync(&mut self, which: Which) -> io::Result<()> {
