@@ -59,7 +59,7 @@ fn build_date(context: &Context, args: &args::Release) -> Result<BuildDate, Fail
 }
 
 /// A file that a person named.
-fn text(file: &Path) -> Result<String, Fail> {
+pub(crate) fn text(file: &Path) -> Result<String, Fail> {
     std::fs::read_to_string(file)
         .map_err(|e| Fail::new(Why::Usage, anyhow!(e).context(format!("cannot read {}", file.display()))))
 }

@@ -1,5 +1,6 @@
 //! `repo`, `publish`, `rollout`: thin over the publisher of `rustiot-repository`.
 
+use crate::build::text;
 use crate::fail::{Done, Fail, Why};
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
@@ -320,24 +321,25 @@ fn told(done: &Signing, json: bool) -> Done {
     Ok(())
 }
 
+/// The whole path of a keyring.
+fn whole(keyring: &Path) -> Result<PathBuf, Fail> {
+    let why = || format!("cannot find the keyring {}", keyring.display());
+    keyring.canonicalize().map_err(|error| Fail::new(Why::Usage, anyhow!(error).context(why())))
+}
+
 /// `rustiot publish`.
 pub fn publish(context: &Context, args: &Publish) -> Done {
     if let Some(missing) = args.bundles.iter().find(|path| !path.is_file()) {
         return Err(Fail::usage(format!("there is no bundle {}", missing.display())));
     }
-    let notes = args.notes.as_ref().map(std::fs::read_to_string).transpose()?;
+    let notes = args.notes.as_deref().map(text).transpose()?;
+    let named = args.keyring.as_deref().map(whole).transpose()?;
     let repository = Repository::open(&args.place.repo).map_err(fail)?;
     let toolbox = Toolbox::ensure(context, &Plain)?;
-    let keyring = match &args.keyring {
-        Some(keyring) => keyring.clone(),
-        None => rustiot_image::keys::development(&toolbox, &context.repo().join("keys"))?.keyring,
+    let keyring = match named {
+        Some(keyring) => keyring,
+        None => whole(&rustiot_image::keys::development(&toolbox, &context.repo().join("keys"))?.keyring)?,
     };
-    let keyring = keyring.canonicalize().map_err(|error| {
-        Fail::new(
-            Why::Usage,
-            anyhow!(error).context(format!("cannot find the keyring {}", keyring.display())),
-        )
-    })?;
     let tool = BundleTools { toolbox, keyring };
     let last = std::sync::Mutex::new((String::new(), 0));
     let progress = |what: &str, share: f32| {
@@ -434,6 +436,9 @@ pub fn forward(last: &mut (String, u32), what: &str, share: f32) -> Option<Strin
     Some(format!("  … {what}: {} %", tenths.saturating_mul(10)))
 }
 
+/// Of a repository without a release.
+const NOTHING: &str = "nothing is published yet: rustiot publish BUNDLE";
+
 /// `rustiot rollout`.
 pub fn rollout(args: &RolloutArgs) -> Done {
     let now = now();
@@ -456,7 +461,7 @@ pub fn rollout(args: &RolloutArgs) -> Done {
     let board = match (board, boards.as_slice()) {
         (Some(board), _) => board.clone(),
         (None, [board]) => board.clone(),
-        (None, []) => return Err(Fail::refused("nothing is published yet: rustiot publish BUNDLE")),
+        (None, []) => return Err(Fail::refused(NOTHING)),
         (None, _) => return Err(Fail::usage(format!("say which --board: {}", boards.join(", ")))),
     };
     let apply = |rollout: &mut Rollout| match change {
@@ -479,9 +484,10 @@ pub fn rollout(args: &RolloutArgs) -> Done {
 
 fn show(repository: &Repository, json: bool) -> Done {
     let mut all = Vec::new();
-    for board in repository.boards().map_err(fail)? {
-        let rollouts = repository.rollouts(&board).map_err(fail)?;
-        let index = repository.index(&board).map_err(fail)?.with(&rollouts);
+    let boards = repository.boards().map_err(fail)?;
+    for board in &boards {
+        let rollouts = repository.rollouts(board).map_err(fail)?;
+        let index = repository.index(board).map_err(fail)?.with(&rollouts);
         if !json {
             println!("{board}");
         }
@@ -496,6 +502,8 @@ fn show(repository: &Repository, json: bool) -> Done {
     }
     if json {
         println!("{}", serde_json::Value::from(all));
+    } else if boards.is_empty() {
+        eprintln!("rustiot: {NOTHING}");
     }
     Ok(())
 }

@@ -357,6 +357,9 @@ fn without_a_repository_or_a_release_it_says_what_comes_first() {
     let world = World::empty();
     world.refused(&["rollout", "pause", "1.1.0"], 3, &["nothing is published yet", "rustiot publish"]);
     assert_eq!(world.done(&["rollout"]), serde_json::json!([]));
+    let shown = world.run(&["rollout"]);
+    assert!(shown.status.success() && shown.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&shown.stderr).contains("nothing is published yet: rustiot publish"));
     std::fs::remove_dir_all(world.path("repo")).unwrap();
     std::fs::create_dir(world.path("repo")).unwrap();
     world.refused(&["rollout", "pause", "1.1.0"], 3, &["repo.toml is not there", "rustiot repo init"]);

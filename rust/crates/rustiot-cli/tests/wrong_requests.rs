@@ -139,6 +139,16 @@ fn versions_files_and_keys_that_are_not_there_are_wrong_requests() {
     clone.refused(&["bundle", "--cert", "c.pem"], 2, &["--key", "--keyring"]);
     let keys = ["--cert", "c.pem", "--key", "k.pem", "--keyring", "none.pem"];
     clone.refused(&[&["bundle"][..], &keys].concat(), 2, &["no keyring none.pem"]);
+    let repo = ["--repo", "repo"];
+    assert!(clone.run(&[&["repo", "init"][..], &repo].concat()).status.success());
+    fs::write(clone.path("b.raucb"), "").unwrap();
+    for (bundle, option, words) in [
+        ("none.raucb", &[][..], "no bundle none.raucb"),
+        ("b.raucb", &["--notes", "NEWS"], "cannot read NEWS"),
+        ("b.raucb", &["--keyring", "none.pem"], "cannot find the keyring none.pem"),
+    ] {
+        clone.refused(&[&["publish", bundle][..], &repo, option].concat(), 2, &[words]);
+    }
 }
 
 #[test]
