@@ -1,7 +1,7 @@
 //! `repo.toml`: what a publisher decides about a repository.
 
 use super::{At, Error};
-use crate::rollout::Wave;
+use crate::rollout::{Rollout, Wave, is_label};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -175,6 +175,15 @@ impl Settings {
                 "full_way and bundle_way are both false: a device without a delta could never update".into(),
             ));
         }
+        // Devices would refuse the roll-outs as a whole.
+        let rollout = Rollout { waves: settings.waves.clone(), ..Rollout::everyone() };
+        rollout.check("wave").map_err(|error| wrong(error.to_string()))?;
+        if let Some(label) = rollout.waves.iter().flat_map(|wave| &wave.labels).find(|label| !is_label(label))
+        {
+            return Err(wrong(format!(
+                "wave: no device can carry the label {label:?}; write at most 64 letters, digits, dots, hyphens and underscores"
+            )));
+        }
         Ok(settings)
     }
 
@@ -221,5 +230,26 @@ mod tests {
         settings.save(&path).unwrap();
         let why = Settings::load(&path).unwrap_err().to_string();
         assert!(why.contains("repo.toml") && why.contains("full_way and bundle_way"), "{why}");
+    }
+
+    #[test]
+    fn waves_that_devices_would_refuse_are_refused_before_anything_is_published_by_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("repo.toml");
+        let key = |role| KeyEntry { role, key: "k.pem".into(), id: "0".into() };
+        let load = |permille, label: &str| {
+            let wave = Wave { name: "w".into(), permille, not_before: 0, labels: vec![label.into()] };
+            let keys = vec![key(RoleName::Root), key(RoleName::Targets)];
+            Settings { keys, waves: vec![wave], ..Settings::default() }.save(&path).unwrap();
+            Settings::load(&path).map_err(|error| error.to_string())
+        };
+        // Nobody, until somebody says who.
+        assert!(load(0, "canary").is_ok() && load(1000, "canary").is_ok());
+        for (permille, label, word) in
+            [(1001, "canary", "1000 permille"), (1, "can ary", "\"can ary\""), (1, "", "label")]
+        {
+            let why = load(permille, label).unwrap_err();
+            assert!(why.contains("repo.toml: wave") && why.contains(word), "{why}");
+        }
     }
 }
