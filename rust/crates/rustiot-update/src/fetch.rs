@@ -111,8 +111,8 @@ impl Fetcher for Fetch {
         let (job, http) = (self.way(way)?, crate::web::client_for(&urls)?);
         let started = Proxy::start(job.clone(), limits(limit), &self.cache, http.clone()).await;
         let handle = match started {
-            Err(rustiot_fetch::Failure::Cache(_) | rustiot_fetch::Failure::File { .. }) => {
-                eprintln!("the cache {} cannot be used: going on without one", self.cache.display());
+            Err(error @ (rustiot_fetch::Failure::Cache(_) | rustiot_fetch::Failure::File { .. })) => {
+                eprintln!("{}", without_cache(&self.cache, &error));
                 let none = Limits { cache: 0, ..limit };
                 Proxy::start(job, limits(none), Path::new(NO_CACHE), http).await
             }
@@ -136,6 +136,12 @@ impl Fetcher for Fetch {
             eprintln!("the cache {} cannot be emptied: {error}", self.cache.display());
         }
     }
+}
+
+/// What is said when a download goes on without the cache.
+fn without_cache(cache: &Path, error: &rustiot_fetch::Failure) -> String {
+    let failure = Failure::from_error(Kind::NoSpace, "going on without one", error);
+    format!("the cache {} cannot be used, {failure}: {}", cache.display(), failure.chain.join(": "))
 }
 
 /// Bytes of the files in `dir`.
@@ -293,6 +299,23 @@ mod tests {
             sha256: Some("ab".repeat(32)),
             sources: vec!["root".into()],
         }
+    }
+
+    #[tokio::test]
+    async fn a_cache_that_cannot_be_used_is_told_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fetch, http) = (fetch(dir.path()), rustiot_http::Http::new(&rustiot_http::Settings::default()));
+        rustiot_durable::atomic_write(&fetch.cache, b"a file").unwrap();
+        let job = fetch.way(&way(WayKind::Full)).unwrap();
+        let limits = limits(Limits { rate: None, cache: 5 });
+        let error = Proxy::start(job, limits, &fetch.cache, http.unwrap()).await.err().unwrap();
+        let told = without_cache(&fetch.cache, &error);
+        let path = fetch.cache.display();
+        assert!(
+            told.starts_with(&format!("the cache {path} cannot be used, going on without one: ")),
+            "{told}"
+        );
+        assert!(told.ends_with("(os error 17)") || told.ends_with("(os error 20)"), "{told}");
     }
 
     #[test]
