@@ -31,7 +31,7 @@ pub(super) const TESTS: &[LabTest] = &[
     LabTest {
         name: "a_download_that_is_cut_again_and_again_costs_no_byte_twice",
         boards: &[],
-        promise: "Power cuts and a killed service in a download cost at most 5 % more bytes than a clean run.",
+        promise: "Power cuts and a killed service in a download cost no more than what was on its way: at most 128 KiB each.",
         tags: &[],
         run: a_download_that_is_cut_again_and_again_costs_no_byte_twice,
     },
@@ -74,7 +74,7 @@ pub(super) const TESTS: &[LabTest] = &[
 
 /// A release whose delta is worth cutting, and whose bundle takes its time on a slow stick.
 pub(super) const NOISY: Release =
-    Release { files: &[File::Noise("usr/share/noise", 12 << 20)], ..Release::new("noisy", "1.3.0") };
+    Release { files: &[File::Noise("usr/share/noise", 14 << 20)], ..Release::new("noisy", "1.3.0") };
 
 /// Tells the device where its releases come from; it is under way from the next question on.
 fn look_at(machine: &Machine, server: &FileServer) -> Result<()> {
@@ -442,7 +442,7 @@ fn by_itself_a_device_keeps_to_windows_rate_and_applications(ctx: &mut Ctx) -> R
     let begun = server.bytes();
     let plan = json(&machine, "rustiot update plan")?;
     let promised = number(&plan, "/ways/0/bytes");
-    ensure!(promised > 12 << 20 && text(&plan, "/ways/0/kind") == "delta", "no delta worth it: {plan}");
+    ensure!(promised > 14 << 20 && text(&plan, "/ways/0/kind") == "delta", "no delta worth it: {plan}");
 
     set(4)?;
     let opened = Instant::now();
@@ -525,18 +525,19 @@ fn a_damaged_delta_is_followed_by_the_next_way(ctx: &mut Ctx) -> Result<()> {
 }
 
 fn a_download_that_is_cut_again_and_again_costs_no_byte_twice(ctx: &mut Ctx) -> Result<()> {
+    const CUTS: u64 = 7;
     let server = ctx.publish(&[&A, &NOISY])?;
     let mut machine = ctx.healthy()?;
     look_at(&machine, &server)?;
     machine.sh("rustiot update check")?;
     let plan = json(&machine, "rustiot update plan")?;
     let promised = number(&plan, "/ways/0/bytes");
-    ensure!(promised > 12 << 20 && text(&plan, "/ways/0/kind") == "delta", "no delta worth it: {plan}");
+    ensure!(promised > 14 << 20 && text(&plan, "/ways/0/kind") == "delta", "no delta worth it: {plan}");
     let begun = server.bytes();
     server.set_faults(testbed::Faults { bytes_per_second: Some(600_000), ..testbed::Faults::default() });
     machine.sh("rustiot update install --hold activate --no-wait")?;
-    let share = |n: u64| begun + promised * n / 8;
-    for n in 1..8 {
+    let share = |n: u64| begun + promised * n / (CUTS + 1);
+    for n in 1..=CUTS {
         machine
             .wait_until("the next part of the download", HEALTHY, &mut |_| Ok(server.bytes() >= share(n)))?;
         if n % 2 == 0 {
@@ -554,9 +555,11 @@ fn a_download_that_is_cut_again_and_again_costs_no_byte_twice(ctx: &mut Ctx) -> 
         Ok(text(&state, "/phase") == "installed")
     })?;
     let fetched = server.bytes() - begun;
-    ensure!(fetched * 100 <= promised * 105, "{fetched} bytes came for {promised}");
     ctx.figures.note("promised_bytes", promised);
     ctx.figures.note("fetched_bytes", fetched);
+    // What the server has sent is in buffers of both systems and of the network between them; that is of no size of the
+    // download's.
+    ensure!(fetched <= promised + CUTS * (128 << 10), "{fetched} bytes came for {promised}");
     let before = machine.boot()?;
     machine.run("rustiot update hold none", COMMAND)?;
     machine.wait_next_healthy(&before)?;
