@@ -3,8 +3,8 @@
 //!
 //! The program's pages stay in the system's cache as long as there is room; mapped, executable ones are the last that the
 //! kernel takes back, used or not. What is needed again is mapped again. Never touches a page that was written to.
-//! Called by the engine's API when it has had no client for a while, and by the update service before a download or an
-//! install, whose peak is a promise.
+//! Called by the engine's API when it has had no client for a while, and by the update service before an install, whose
+//! peak is a promise.
 
 use std::ops::Range;
 

@@ -106,8 +106,6 @@ impl Fetcher for Fetch {
             return Ok(Going::File(path));
         }
         let urls: Vec<Url> = way.urls.iter().filter_map(|url| url.parse().ok()).collect();
-        // What the look at the repository took makes room for the decoder.
-        rustiot_memory::give_back();
         let (job, http) = (self.way(way)?, crate::web::client_for(&urls)?);
         let started = Proxy::start(job.clone(), limits(limit), &self.cache, http.clone()).await;
         let handle = match started {
@@ -166,7 +164,10 @@ impl Session for Going {
     async fn prepare(&self) -> Result<(), Failure> {
         match self {
             Self::Proxy { handle, from, .. } => {
-                handle.prepare().await.map(drop).map_err(|e| failure(&e, from))
+                handle.prepare().await.map_err(|e| failure(&e, from))?;
+                // What the way here took makes room for the decoder.
+                rustiot_memory::give_back();
+                Ok(())
             }
             Self::File(_) => Ok(()),
         }
