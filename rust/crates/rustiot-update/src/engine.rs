@@ -670,13 +670,22 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     /// Stops RAUC. It cannot be told to; but when nothing comes for it to read any more, it ends the install by itself,
     /// and takes its mounts and devices down, which it does not when it is killed.
     async fn stop_rauc(&self) -> Result<(), Failure> {
+        let mut ended = false;
         if self.session.as_ref().is_some_and(Session::end) {
             let until = Instant::now() + END_LIMIT;
-            while Instant::now() < until && matches!(self.ports.installer.busy().await, Ok(true)) {
-                tokio::time::sleep(END_EVERY).await;
+            while !ended && Instant::now() < until {
+                match self.ports.installer.busy().await {
+                    Ok(true) => tokio::time::sleep(END_EVERY).await,
+                    Ok(false) => ended = true,
+                    Err(_) => break,
+                }
             }
         }
-        self.ports.installer.abort().await
+        match self.ports.installer.abort().await {
+            // It writes nothing any more, whatever becomes of its process.
+            Err(_) if ended => Ok(()),
+            stopped => stopped,
+        }
     }
 
     /// Makes the ledger give the transaction up, from whatever phase it is in.

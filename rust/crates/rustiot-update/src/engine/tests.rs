@@ -694,6 +694,24 @@ async fn a_cancelled_rauc_is_killed_only_where_it_does_not_end_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rauc_that_ended_by_itself_is_stopped_whatever_systemd_says() {
+    let w = world();
+    w.writes.borrow_mut().push_back(Write::Hangs);
+    w.abort_fails.set(true);
+    w.ends_after.set(Duration::from_secs(3));
+    run(&w, async |mut c| {
+        let request = Request { id: "id-1".into(), source: "https://h/x".into(), ..Request::default() };
+        c.order(|reply| Command::Install(request, reply)).await.unwrap();
+        c.status.wait_for(|s| s.progress.percent == 42).await.unwrap();
+        w.busy.set(true);
+        c.order(Command::Cancel).await.unwrap();
+        assert_eq!(c.end().await.result, Outcome::Cancelled);
+    })
+    .await;
+    assert_eq!((w.phase(), w.aborts.get()), ("idle", 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancel_that_cannot_stop_rauc_lets_it_finish() {
     let w = world();
     w.writes.borrow_mut().push_back(Write::Hangs);
