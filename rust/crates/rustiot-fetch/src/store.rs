@@ -50,6 +50,9 @@ const COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// for a sixteenth of what has come since, and one that never has for a half.
 const REQUEST: (u64, u64) = (1 << 20, 2);
 const REQUEST_ROUGH: (u64, u64) = (256 << 10, 16);
+/// Seconds of its rate that one request of a limited download asks for at the most: the server sends faster, and what a
+/// window's end finds in buffers was paid for.
+const REQUEST_SECONDS: u64 = 2;
 /// Rounds in which every address fails in a way that does not heal, before that is the result.
 const HOPELESS: u32 = 3;
 /// A transfer that brought this much may be begun again at once.
@@ -734,7 +737,9 @@ impl Fetcher {
     /// Most that the next request asks for.
     fn most(&self) -> u64 {
         let (least, part) = if self.rough { REQUEST_ROUGH } else { REQUEST };
-        self.since.checked_div(part).unwrap_or_default().max(least)
+        let most = self.since.checked_div(part).unwrap_or_default().max(least);
+        let rate = self.control.borrow().limits.rate;
+        rate.map_or(most, |rate| most.min(rate.saturating_mul(REQUEST_SECONDS).max(GAP)))
     }
 
     /// What to fetch next.

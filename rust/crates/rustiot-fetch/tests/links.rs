@@ -214,6 +214,14 @@ async fn a_captive_portal_is_waited_out_whatever_it_answers() {
     }
 }
 
+/// Bytes that a request's head asks for.
+fn asked(head: &str) -> Option<u64> {
+    let head = head.to_ascii_lowercase();
+    let (from, to) =
+        head.lines().find_map(|line| line.strip_prefix("range: bytes=")?.trim().split_once('-'))?;
+    Some(to.parse::<u64>().ok()? + 1 - from.parse::<u64>().ok()?)
+}
+
 /// The rate as a whole transfer has it, with real connections. A busy machine only makes it slower, and not three
 /// times in a row; what the limit itself does over any second is measured on a held clock (`throttle.rs`), here with the
 /// largest piece that comes from the socket.
@@ -242,6 +250,9 @@ async fn the_rate_limit_is_kept_within_a_tenth_on_the_wire() {
         let began = Instant::now();
         handle.download().await.unwrap();
         rates.push(1_000_000.0 / began.elapsed().as_secs_f64());
+        // What a pause would find in buffers is bounded: no request asks for more than two seconds of the rate.
+        let asked: Vec<u64> = server.requests().iter().filter_map(|head| asked(head)).collect();
+        assert!(asked.len() > 1 && asked.iter().all(|len| *len <= 2 * RATE), "{asked:?}");
         // And within: no second of it brings more than a tenth too much and one piece.
         let all = watched.await.unwrap();
         for (at, (from, before)) in all.iter().enumerate() {
