@@ -351,6 +351,12 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             // Nothing was begun that could have been cut off, or what was goes on from the cache.
             return self.after(Duration::ZERO, Job::Step);
         }
+        if tx.cancelled {
+            if let Err(failure) = self.take_back().await {
+                self.refuse(failure);
+            }
+            return;
+        }
         let same_boot = tx.tried_boot.as_deref() == Some(self.here.boot_id.as_str());
         if same_boot && self.ports.installer.busy().await.unwrap_or(false) {
             self.publish(Phase::Installing, "RAUC is writing");
@@ -660,11 +666,33 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
             _ => {}
         }
         if phase == Phase::Installing {
-            self.stop_rauc().await?;
+            return self.take_back().await;
         }
         self.forget_in_ledger()?;
         self.give_up(Outcome::Cancelled, Failure::new(Kind::Cancelled, "taken back"));
         Ok(())
+    }
+
+    /// Takes back what RAUC is at work on. The wish outlives a restart in between; where RAUC cannot be stopped it does not,
+    /// since what is written then is whole.
+    async fn take_back(&mut self) -> Result<(), Failure> {
+        self.edit(|tx| tx.cancelled = true)?;
+        self.publish(self.phase(), "is being taken back; RAUC stops");
+        let taken = match self.stop_rauc().await {
+            Ok(()) => self.forget_in_ledger(),
+            Err(failure) => Err(failure),
+        };
+        match &taken {
+            Ok(()) => self.give_up(Outcome::Cancelled, Failure::new(Kind::Cancelled, "taken back")),
+            // RAUC may still be writing: look, do not guess.
+            Err(_) => {
+                if let Err(failure) = self.edit(|tx| tx.cancelled = false) {
+                    self.refuse(failure);
+                }
+                self.after(Duration::ZERO, Job::Look);
+            }
+        }
+        taken
     }
 
     /// Stops RAUC. It cannot be told to; but when nothing comes for it to read any more, it ends the install by itself,
@@ -742,15 +770,7 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
                 self.settle().await;
             }
             End::Cancelled(reply) => {
-                let result = match self.stop_rauc().await {
-                    Ok(()) => self.forget_in_ledger(),
-                    Err(failure) => Err(failure),
-                };
-                match &result {
-                    Ok(()) => self.give_up(Outcome::Cancelled, Failure::new(Kind::Cancelled, "taken back")),
-                    // RAUC may still be writing: look, do not guess.
-                    Err(_) => self.after(Duration::ZERO, Job::Look),
-                }
+                let result = self.take_back().await;
                 drop(reply.send(result));
             }
             End::Failed { failure, announced } => self.install_failed(failure, announced),

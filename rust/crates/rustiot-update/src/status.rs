@@ -281,6 +281,9 @@ pub struct Transaction {
     /// Somebody called `Activate`, or nothing held it back: an interrupted trial may be repeated.
     #[serde(default)]
     pub approved: bool,
+    /// Somebody takes it back; RAUC may not have stopped yet.
+    #[serde(default)]
+    pub cancelled: bool,
     /// Who wants it.
     #[serde(default)]
     pub by: By,
@@ -329,6 +332,7 @@ impl Transaction {
             tried_boot: None,
             install_seconds: None,
             approved: false,
+            cancelled: false,
             by: By::Person,
             stage: Stage::Install,
             plan: None,

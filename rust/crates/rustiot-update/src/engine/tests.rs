@@ -712,6 +712,32 @@ async fn a_rauc_that_ended_by_itself_is_stopped_whatever_systemd_says() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cancel_that_is_cut_off_is_finished_by_the_next_start() {
+    for power_cut in [true, false] {
+        let w = world();
+        w.writes.borrow_mut().push_back(Write::Hangs);
+        w.ends_after.set(Duration::MAX);
+        run(&w, async |mut c| {
+            c.install(Hold::None, false).await.unwrap();
+            c.status.wait_for(|s| s.progress.percent == 42).await.unwrap();
+            w.busy.set(true);
+            let (reply, _answer) = oneshot::channel();
+            c.commands.send(Command::Cancel(reply)).await.unwrap();
+            c.status.wait_for(|s| s.message.contains("taken back")).await.unwrap();
+        })
+        .await;
+        assert_eq!((w.phase(), w.aborts.get()), ("writing", 0), "too late for the test");
+        if power_cut {
+            w.busy.set(false);
+            w.boots(Slot::A, ResetReason::Unknown);
+        }
+        let entry = run(&w, async |mut c| c.end().await).await;
+        assert_eq!((entry.result, w.phase()), (Outcome::Cancelled, "idle"));
+        assert_eq!((w.installs.get(), w.aborts.get()), (1, 1), "installed what a person took back");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancel_that_cannot_stop_rauc_lets_it_finish() {
     let w = world();
     w.writes.borrow_mut().push_back(Write::Hangs);
