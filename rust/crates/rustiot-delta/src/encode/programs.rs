@@ -8,8 +8,10 @@ use object::elf;
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use object::{LittleEndian, elf::FileHeader64};
 
-/// Files begin at multiples of this: blocks of a file system, or records of a tar archive.
+/// Files begin at multiples of this: blocks of a file system, or records of a tar archive …
 const GRID: usize = 512;
+/// … but a FIT is a device tree, whose contents begin at multiples of this.
+const WORD: usize = 4;
 /// Rounds of looking for what moved and comparing again with that in mind.
 pub(crate) const ROUNDS: usize = 2;
 /// So many references must agree that something moved.
@@ -77,26 +79,29 @@ impl Programs {
                 reach
             })
             .collect();
-        let mut each = Vec::new();
-        for found in found(old) {
+        let learner = |found: &Found| {
             let (start, end) = (found.areas.first().map_or(0, |area| area.start), found.end());
             let low = reach.partition_point(|reach| *reach <= start);
             let high = copies.partition_point(|copy| copy.from < end);
             let own: Vec<Copy> =
                 copies[low..high.max(low)].iter().filter(|copy| copy.end() > start).copied().collect();
-            let changed = |copy: &&Copy| {
+            let differs = |copy: &&Copy| {
                 let (low, high) = (copy.from.max(start), copy.end().min(end));
                 let to = (low as i64 + copy.by()) as usize;
                 old.bytes[low as usize..high as usize] != target[to..to + (high - low) as usize]
             };
-            let changed: Vec<Copy> = own.iter().filter(changed).copied().collect();
-            if changed.is_empty() {
-                continue;
-            }
-            let learner =
-                Learner { target, old: &old.bytes, own: &own, windows: windows(&changed, start, end) };
-            each.extend(learner.learn(&changed, found));
-        }
+            let changed: Vec<Copy> = own.iter().filter(differs).copied().collect();
+            let windows = windows(&changed, start, end);
+            (!changed.is_empty()).then_some(Learner { target, old: &old.bytes, own, changed, windows })
+        };
+        let known = found(old).into_iter().filter_map(|found| {
+            let learner = learner(&found)?;
+            Some((found, learner))
+        });
+        let all: Vec<(Found, Learner<'_>)> = known.collect();
+        // Modules use the types of their kernel: what moved there is asked of all together.
+        let numbers = renumbered(&all);
+        let each = all.into_iter().filter_map(|(found, learner)| learner.learn(found, &numbers)).collect();
         Programs { each }
     }
 
@@ -207,11 +212,26 @@ struct Found {
     areas: Vec<Area>,
     /// What its code is for.
     code: Kind,
+    /// Whether it is a list of types, whose numbers are what refers to something.
+    types: bool,
 }
 
 impl Found {
     fn end(&self) -> u64 {
         self.areas.last().map_or(0, |area| area.end)
+    }
+
+    /// Leaves what lies in front of an address; gives what lies behind another one.
+    fn cut(&mut self, start: u64, end: u64) -> Option<Self> {
+        let behind = self.areas.iter().filter(|area| area.end > end).map(|area| {
+            let cut = end.saturating_sub(area.start).next_multiple_of(8);
+            Area { start: area.start + cut, place: area.place.wrapping_add(cut as u32), ..area.clone() }
+        });
+        let areas: Vec<Area> = behind.filter(|area| area.start < area.end).collect();
+        self.areas.retain(|area| area.start < start);
+        self.areas.iter_mut().for_each(|area| area.end = area.end.min(start));
+        let rest = Found { program: self.program.clone(), areas, code: self.code, types: self.types };
+        (!rest.areas.is_empty()).then_some(rest)
     }
 }
 
@@ -219,18 +239,19 @@ impl Found {
 fn found(old: &Old) -> Vec<Found> {
     let mut all: Vec<Found> = Vec::new();
     for (low, high) in &old.ranges {
-        for at in (*low..*high).step_by(GRID) {
+        for at in (*low..*high).step_by(WORD) {
             let file = &old.bytes[at..*high];
-            if !file.starts_with(&elf::ELFMAG) {
-                continue;
-            }
-            let Some(found) = program(file, at as u64) else { continue };
-            // A file's last block may lie elsewhere (EROFS keeps it with the inode): the next file begins there.
-            if let Some(last) = all.last_mut() {
-                last.areas.retain(|area| area.start < at as u64);
-                last.areas.iter_mut().for_each(|area| area.end = area.end.min(at as u64));
-            }
+            let found = match at.is_multiple_of(GRID) && file.starts_with(&elf::ELFMAG) {
+                true => program(file, at as u64),
+                false => kernel(file, at as u64).or_else(|| types(file, at as u64)),
+            };
+            let Some(found) = found else { continue };
+            // A file's last block may lie elsewhere (EROFS keeps it with the inode): the next file begins there. Types
+            // lie within a program.
+            let end = if found.types { found.end() } else { u64::MAX };
+            let rest = all.last_mut().and_then(|last| last.cut(at as u64, end));
             all.push(found);
+            all.extend(rest);
         }
     }
     all.retain(|found| !found.areas.is_empty());
@@ -301,7 +322,7 @@ fn program(file: &[u8], address: u64) -> Option<Found> {
     let program =
         Program { lowest, span, code: (place(code_low), place(code_high)), moved: 0, moves: (0, 0) };
     let areas = areas.into_iter().flat_map(|area| split(file, address, &program, area)).collect();
-    Some(Found { program, areas, code })
+    Some(Found { program, areas, code, types: false })
 }
 
 /// An object that is not linked yet (a kernel module), as far as its sections' table. The table lies at its end, which
@@ -313,8 +334,137 @@ fn relocatable(file: &[u8], address: u64, code: Kind) -> Option<Found> {
     let whole =
         Area { start: address + start, end: address + file.len() as u64, kind: code, place: 0, program: 0 };
     let areas = split(file, address, &program, whole);
-    Some(Found { program, areas, code })
+    Some(Found { program, areas, code, types: false })
 }
+
+/// An arm64 kernel as it is booted (kernel documentation: arch/arm64/booting.rst): no ELF file, but as it will lie in
+/// memory. Its header has the length with variables behind its end, and not where it is linked to; since all of it lies
+/// in 2 GiB there, most of its pointers tell.
+fn kernel(file: &[u8], address: u64) -> Option<Found> {
+    let long = |at: usize| Some(u64::from_le_bytes(*file.get(at..)?.first_chunk()?));
+    if file.get(56..60)? != b"ARM\x64" || (32..56).step_by(8).any(|at| long(at) != Some(0)) {
+        return None;
+    }
+    let size = long(16)?;
+    let span = u32::try_from(size).ok().filter(|span| (1 << 20..i32::MAX as u32).contains(span))?;
+    let whole = file.get(..size.min(file.len() as u64) as usize)?;
+    let mut bases: Vec<u64> = whole
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|long| u64::from_le_bytes(*long))
+        .filter(|long| long.leading_ones() >= 16 && (long & KERNEL) < size)
+        .map(|long| long & !KERNEL)
+        .collect();
+    bases.sort_unstable();
+    let base = bases.chunk_by(|a, b| a == b).max_by_key(|same| same.len()).and_then(|same| same.first());
+    let lowest = base.copied().unwrap_or_default().wrapping_add(long(8)?);
+    let program = Program { lowest, span, code: (0, span), moved: 0, moves: (0, 0) };
+    let end = address + whole.len() as u64;
+    let whole = Area { start: address, end, kind: Kind::Arm64, place: 0, program: 0 };
+    let areas = split(file, address, &program, whole);
+    Some(Found { program, areas, code: Kind::Arm64, types: false })
+}
+
+/// The types of a kernel or a module (kernel documentation: bpf/btf.rst), which refer to each other by their numbers and
+/// to their names by offsets: a list of words like any other, once it is known.
+fn types(file: &[u8], address: u64) -> Option<Found> {
+    let (head, rest) = file.split_first_chunk::<{ Types::HEAD }>()?;
+    if !head.starts_with(&[0x9f, 0xeb, 1, 0, Types::HEAD as u8, 0, 0, 0]) {
+        return None;
+    }
+    let number = |at: usize| Some(u32::from_le_bytes(*head.get(at..)?.first_chunk()?));
+    let (from, len) = (number(8)?, number(12)?);
+    if len == 0 || !len.is_multiple_of(4) || !from.is_multiple_of(4) {
+        return None;
+    }
+    rest.get(from as usize..)?.get(..len as usize)?;
+    let start = address + Types::HEAD as u64 + u64::from(from);
+    let program = Program { lowest: 0, span: u32::MAX, code: (0, 0), moved: 0, moves: (0, 0) };
+    // Its own place does not count; this way it is told in a byte.
+    let place = u32::try_from(start).ok()?;
+    let area = Area { start, end: start + u64::from(len), kind: Kind::Offsets, place, program: 0 };
+    Some(Found { program, areas: vec![area], code: Kind::Offsets, types: true })
+}
+
+/// What words of a list of types are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Name,
+    Number,
+    Other,
+}
+
+/// A list of types.
+struct Types;
+
+impl Types {
+    /// Length of the header.
+    const HEAD: usize = 24;
+
+    /// What each word is.
+    fn roles(list: &[u8]) -> Vec<Role> {
+        use Role::{Name, Number, Other};
+        let words: Vec<u32> = list.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let mut roles = Vec::with_capacity(words.len());
+        while let Some(info) = words.get(roles.len() + 1) {
+            let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+            // Pointer, typedef, volatile, const, restrict, function, its prototype, variable, two kinds of tags.
+            let refers = matches!(kind, 2 | 8..=14 | 17 | 18);
+            roles.extend([Name, Other, if refers { Number } else { Other }]);
+            let (each, count): (&[Role], usize) = match kind {
+                1 | 14 | 17 => (&[Other], 1),
+                3 => (&[Number, Number, Other], 1),
+                4 | 5 => (&[Name, Number, Other], count),
+                6 => (&[Name, Other], count),
+                13 => (&[Name, Number], count),
+                15 => (&[Number, Other, Other], count),
+                19 => (&[Name, Other, Other], count),
+                _ => (&[], 0),
+            };
+            roles.extend(each.iter().cycle().take(each.len() * count));
+        }
+        roles.truncate(words.len());
+        roles.resize(words.len(), Other);
+        roles
+    }
+}
+
+/// How far the numbers of types and the offsets of names moved, by all lists of types.
+fn renumbered(all: &[(Found, Learner<'_>)]) -> Vec<Move> {
+    let (mut numbers, mut names) = (Vec::new(), Vec::new());
+    for (found, learner) in all.iter().filter(|(found, _)| found.types) {
+        for area in &found.areas {
+            let roles = Types::roles(&learner.old[area.start as usize..area.end as usize]);
+            for piece in learner.pieces(area) {
+                let roles = &roles[(piece.at - area.start) as usize / 4..];
+                let words = piece.old.as_chunks::<4>().0.iter().zip(piece.new.as_chunks::<4>().0);
+                for (role, (old, new)) in roles.iter().zip(words) {
+                    let (old, new) = (u32::from_le_bytes(*old), u32::from_le_bytes(*new));
+                    let vote = (old, new.wrapping_sub(old) as i32);
+                    match role {
+                        Role::Number => numbers.push(vote),
+                        Role::Name => names.push(vote),
+                        Role::Other => {}
+                    }
+                }
+            }
+        }
+    }
+    // A word does not tell what it is. Up to the last number of a type it is taken for one.
+    let last = numbers.iter().map(|(number, _)| *number).max().unwrap_or_default();
+    names.retain(|(name, _)| *name > last);
+    numbers.extend(names);
+    let end = numbers.iter().map(|(number, _)| number.saturating_add(1)).max().unwrap_or_default();
+    let mut moves = counted(numbers);
+    if moves.last().is_some_and(|last| last.by != 0) {
+        moves.push(Move { place: end, by: 0 });
+    }
+    moves
+}
+
+/// The bits of a place in a kernel.
+const KERNEL: u64 = (1 << 31) - 1;
 
 /// An area by windows, those that look like a table apart: program headers do not tell of them.
 fn split(file: &[u8], address: u64, program: &Program, area: Area) -> Vec<Area> {
@@ -324,8 +474,8 @@ fn split(file: &[u8], address: u64, program: &Program, area: Area) -> Vec<Area> 
     let mut areas: Vec<Area> = Vec::new();
     let mut at = area.start;
     while at < area.end {
-        let end = ((at / WINDOW + 1) * WINDOW).min(area.end);
         let place = area.place + (at - area.start) as u32;
+        let end = border(at, place).min(area.end);
         let window = &file[(at - address) as usize..(end - address) as usize];
         let kind = looks(window, place, program).unwrap_or(area.kind);
         match areas.last_mut() {
@@ -335,6 +485,13 @@ fn split(file: &[u8], address: u64, program: &Program, area: Area) -> Vec<Area> 
         at = end;
     }
     areas
+}
+
+/// Where the next window begins, as far as its pointers lie at multiples of their length: a FIT may have a kernel
+/// anywhere.
+fn border(at: u64, place: u32) -> u64 {
+    let border = (at / WINDOW + 1) * WINDOW;
+    border + u64::from(place.wrapping_add((border - at) as u32).wrapping_neg() % 8)
 }
 
 /// What kind of table a window looks like.
@@ -374,8 +531,10 @@ struct Learner<'a> {
     target: &'a [u8],
     old: &'a [u8],
     /// Copies from it.
-    own: &'a [Copy],
-    /// Those among them that need corrections, by the windows that they have bytes of: the first window's number, and
+    own: Vec<Copy>,
+    /// Those among them that need corrections.
+    changed: Vec<Copy>,
+    /// The same, by the windows that they have bytes of: the first window's number, and
     /// from there on each one's.
     windows: (u64, Vec<Vec<Copy>>),
 }
@@ -401,22 +560,28 @@ fn windows(copies: &[Copy], start: u64, end: u64) -> (u64, Vec<Vec<Copy>>) {
 }
 
 impl Learner<'_> {
-    fn learn(&self, changed: &[Copy], found: Found) -> Option<Known> {
-        let Found { mut program, areas, code } = found;
+    fn learn(&self, found: Found, numbers: &[Move]) -> Option<Known> {
+        let Found { mut program, areas, code, types } = found;
         let start = areas.first()?.start;
         // The file moved as its head did.
         let head = self.own.iter().filter(|copy| copy.from <= start && copy.end() > start);
         let head = head.max_by_key(|copy| copy.len).or(self.own.iter().max_by_key(|copy| copy.len));
-        program.moved = head?.by();
-        let moves = self.moves(&program, &areas);
-        let mut references = References { areas, moves, programs: vec![program] };
+        // A number says nothing of where it lies.
+        program.moved = if types { 0 } else { head?.by() };
+        let used = if types { self.used(&areas, numbers) } else { Vec::new() };
+        let moves = |program: &Program, areas: &[Area]| match types {
+            true => used.clone(),
+            false => self.moves(program, areas),
+        };
+        let first = moves(&program, &areas);
+        let mut references = References { areas, moves: first, programs: vec![program] };
         self.trim(&mut references);
         let areas = self.kinds(&references, code);
         let program = references.programs.pop()?;
-        let moves = self.moves(&program, &areas);
+        let moves = moves(&program, &areas);
         let mut references = References { areas, moves, programs: vec![program] };
         self.trim(&mut references);
-        let saved = self.saved(changed, &references);
+        let saved = self.saved(&self.changed, &references);
         let list = references.to_bytes();
         let size = list.len();
         // Of a program whose headers lie there may be things to tell that no list can say.
@@ -462,6 +627,30 @@ impl Learner<'_> {
         counted(votes)
     }
 
+    /// Those moves that lists of types have to do with.
+    fn used(&self, areas: &[Area], moves: &[Move]) -> Vec<Move> {
+        let mut words: Vec<u32> = Vec::new();
+        for area in areas {
+            let list = &self.old[area.start as usize..area.end as usize];
+            let refers = list.as_chunks::<4>().0.iter().zip(Types::roles(list));
+            let refers = refers.filter(|(_, role)| *role != Role::Other);
+            words.extend(refers.map(|(word, _)| u32::from_le_bytes(*word)));
+        }
+        // What is no reference is larger than all.
+        words.push(u32::MAX);
+        words.sort_unstable();
+        words.dedup();
+        let mut used: Vec<Move> = Vec::new();
+        for word in words {
+            let number = moves.partition_point(|entry| entry.place <= word);
+            let Some(entry) = number.checked_sub(1).and_then(|number| moves.get(number)) else { continue };
+            if used.last().map_or(0, |last| last.by) != entry.by {
+                used.push(*entry);
+            }
+        }
+        used
+    }
+
     /// What copies that need corrections have of an area, window by window.
     fn pieces(&self, area: &Area) -> impl Iterator<Item = Piece<'_>> {
         let (start, end) = (area.start, area.end);
@@ -502,7 +691,7 @@ impl Learner<'_> {
                 continue;
             }
             while part.start < area.end {
-                part.end = ((part.start / WINDOW + 1) * WINDOW).min(area.end);
+                part.end = border(part.start, part.place).min(area.end);
                 let plain = self.wrong(references, program, &part, false);
                 if plain > 0 {
                     let tried = kinds.iter().map(|kind| {
@@ -527,10 +716,13 @@ impl Learner<'_> {
         for piece in self.pieces(area) {
             window.clear();
             window.extend_from_slice(piece.old);
+            let plain = differ(piece.old, piece.new);
+            let mut best = plain;
             if predicted {
                 references.rewrite(program, area, piece.at, piece.by, &mut window);
+                best = best.min(differ(&window, piece.new));
             }
-            wrong += differ(&window, piece.new);
+            wrong += best;
         }
         wrong
     }
@@ -654,11 +846,129 @@ mod tests {
             };
             let own = [Copy { from: 0, to: 0, len: old.len() as u64 }];
             let windows = windows(&own, 0, old.len() as u64);
-            let learner = Learner { target: &new, old: &old, own: &own, windows };
+            let learner =
+                Learner { target: &new, old: &old, own: own.to_vec(), changed: own.to_vec(), windows };
             let kinds: Vec<Kind> =
                 learner.kinds(&references, code).into_iter().map(|area| area.kind).collect();
             assert_eq!(kinds, [code]);
         }
+    }
+
+    #[test]
+    fn what_a_copy_to_another_program_becomes_does_not_count_against_a_prediction() {
+        // The window's own copy has moved; two others, which have not, need one correction each.
+        let (old, moved) = (calls(Kind::X86, 0), calls(Kind::X86, 256));
+        let mut still = old.clone();
+        still[WINDOW as usize] ^= 1;
+        let new = [moved, still.clone(), still].concat();
+        let len = old.len() as u64;
+        let program =
+            Program { lowest: 0, span: 2 * WINDOW as u32, code: (0, WINDOW as u32), moved: 0, moves: (0, 1) };
+        let code = Area { start: WINDOW, end: 2 * WINDOW, kind: Kind::X86, place: WINDOW as u32, program: 0 };
+        let references = References {
+            areas: vec![code],
+            moves: vec![Move { place: 0, by: 256 }],
+            programs: vec![program],
+        };
+        let own: Vec<Copy> = [0, len, 2 * len].map(|to| Copy { from: 0, to, len }).to_vec();
+        let windows = windows(&own, 0, len);
+        let learner = Learner { target: &new, old: &old, own: own.clone(), changed: own, windows };
+        assert_eq!(learner.kinds(&references, Kind::X86), references.areas);
+    }
+
+    /// An arm64 kernel of 2 MiB: branches, then pointers to what it has at 1 MiB.
+    fn arm64_kernel(base: u64) -> Vec<u8> {
+        let mut file = vec![0; 2 << 20];
+        file[16..24].copy_from_slice(&(3u64 << 20).to_le_bytes());
+        file[56..60].copy_from_slice(b"ARM\x64");
+        for at in (64..1 << 20).step_by(4) {
+            file[at..at + 4].copy_from_slice(&(0x9400_0000 | (at as u32 / 64)).to_le_bytes());
+        }
+        for at in (1 << 20..2 << 20).step_by(8) {
+            file[at..at + 8].copy_from_slice(&(base + at as u64 / 8).to_le_bytes());
+        }
+        file
+    }
+
+    fn old(bytes: Vec<u8>) -> Old {
+        let ranges = vec![(0, bytes.len())];
+        Old { bytes, ranges }
+    }
+
+    #[test]
+    fn an_arm64_kernel_is_found_where_a_fit_has_it() {
+        let base = 0xffff_8000_8000_0000;
+        let bytes = [vec![0xd0; 1028], arm64_kernel(base)].concat();
+        let all = found(&old(bytes));
+        let [found] = all.as_slice() else { panic!("{} programs", all.len()) };
+        assert_eq!((found.program.lowest, found.program.span, found.code), (base, 3 << 20, Kind::Arm64));
+        let kinds: Vec<Kind> = found.areas.iter().map(|area| area.kind).collect();
+        assert_eq!(kinds.first(), Some(&Kind::Arm64));
+        assert_eq!(kinds.last(), Some(&Kind::Pointers));
+        assert!(found.areas.iter().all(|area| area.start == 1028 + u64::from(area.place)));
+        assert_eq!((found.areas[0].place, found.end()), (0, 1028 + (2 << 20)));
+    }
+
+    /// Structures that name and use each other, as a kernel lists its types: from this number on, and from this offset
+    /// of names on, everything moved so far.
+    fn list_of_types(first: u32, numbers: i32, first_name: u32, names: i32) -> Vec<u8> {
+        let number = |number: u32| number.wrapping_add_signed(if number < first { 0 } else { numbers });
+        let name = |name: u32| name.wrapping_add_signed(if name < first_name { 0 } else { names });
+        let mut words = vec![];
+        for at in 0..1000 {
+            // A structure of two members, a pointer, a prototype of one parameter, an array.
+            words.extend([name(90_000 + at * 9), 0x0400_0002, 16]);
+            words.extend([name(91_000 + at * 9), number(30_000 + at * 7), 0]);
+            words.extend([name(92_000 + at * 9), number(30_000 + at * 5), 64]);
+            words.extend([0, 0x0200_0000, number(30_000 + at * 3)]);
+            words.extend([0, 0x0d00_0001, number(30_000 + at * 11), name(90_000 + at), number(31_000 + at)]);
+            words.extend([0, 0x0300_0000, 0, number(32_000 + at), number(33_000 + at), at]);
+        }
+        let head = [0x0001_eb9f, 24, 0, words.len() as u32 * 4, words.len() as u32 * 4, 0];
+        head.into_iter().chain(words).flat_map(u32::to_le_bytes).collect()
+    }
+
+    #[test]
+    fn a_list_of_types_lies_within_a_program() {
+        let mut file = arm64_kernel(0xffff_8000_8000_0000);
+        let list = list_of_types(0, 0, 0, 0);
+        let (start, end) = (0x8004, 0x8004 + list.len());
+        file[start..end].copy_from_slice(&list);
+        let all = found(&old(file));
+        let [front, types, behind] = all.as_slice() else { panic!("{} programs", all.len()) };
+        assert_eq!((front.types, types.types, behind.types), (false, true, false));
+        assert_eq!(front.end(), start as u64);
+        assert_eq!((types.areas[0].start, types.end()), (start as u64 + 24, end as u64));
+        let first = &behind.areas[0];
+        assert!(first.start >= end as u64 && first.start - end as u64 <= 8, "{first:?}");
+        assert!(first.place.is_multiple_of(8) && behind.areas.iter().all(|a| u64::from(a.place) == a.start));
+    }
+
+    #[test]
+    fn types_of_other_numbers_and_names_elsewhere_are_foreseen() {
+        let list = |number, name| list_of_types(31_500, number, 95_000, name);
+        // Two modules.
+        let (from, target) = (old([list(0, 0), list(0, 0)].concat()), [list(-2, 40), list(-2, 40)].concat());
+        let stretches = [Stretch { start: 0, end: target.len(), made: Made::Copy(0) }];
+        let known = Programs::learn(&target, &from, &stretches);
+        assert_eq!(known.each.len(), 2);
+        let moves: Vec<i32> = known.each[0].references.moves.iter().map(|entry| entry.by).collect();
+        assert_eq!(moves, [-2, 0, 40, 0]);
+        let predicted = known.predicted(&from, 0, 0, target.len());
+        assert!(differ(&from.bytes, &target) > 5000);
+        assert_eq!(differ(&predicted, &target), 0);
+    }
+
+    #[test]
+    fn words_of_a_list_of_types_are_known_by_its_kinds() {
+        use Role::{Name, Number, Other};
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let list = [1, 0x0100_0000, 4, 32, 1, 0x0800_0000, 1, 1, 0x0600_0001, 4, 9, 0];
+        let roles = [Name, Other, Other, Other, Name, Other, Number, Name, Other, Other, Name, Other];
+        assert!(Types::roles(&words(&list)) == roles);
+        // Cut short: nothing behind the end.
+        assert!(Types::roles(&words(&list[..11])) == roles[..11]);
+        assert!(Types::roles(&words(&[1])) == [Other]);
     }
 
     #[test]
