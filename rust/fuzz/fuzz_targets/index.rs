@@ -1,7 +1,7 @@
 //! What a repository says beyond TUF: releases and roll-outs, and the plan that a device makes of them.
 #![no_main]
 
-use rustiot_repository::{Facts, Index, Rollouts, Running, Wanted, plan};
+use rustiot_repository::{Facts, Index, Rollouts, Running, Space, Wanted, plan};
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = Rollouts::parse(bytes);
@@ -20,7 +20,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     };
     let _ = plan(&index, &facts);
     facts.running = running;
-    facts.space = Some(1 << 20);
+    facts.space = Some(Space { bytes: 1 << 20, streams: true });
     let _ = plan(&index, &facts);
     facts.wanted = Some(Wanted { version: oldest.map(|release| release.version.clone()), force: true });
     let _ = plan(&index, &facts);
