@@ -676,7 +676,10 @@ impl<I: Installer, L: Ledger, D: Disk, M: Machine, R: Repository, F: Fetcher> En
     /// Takes back what RAUC is at work on. The wish outlives a restart in between; where RAUC cannot be stopped it does not,
     /// since what is written then is whole.
     async fn take_back(&mut self) -> Result<(), Failure> {
-        self.edit(|tx| tx.cancelled = true)?;
+        // A wish that cannot be stored is followed all the same.
+        if let Err(failure) = self.edit(|tx| tx.cancelled = true) {
+            self.refuse(failure);
+        }
         self.publish(self.phase(), "is being taken back; RAUC stops");
         let taken = match self.stop_rauc().await {
             Ok(()) => self.forget_in_ledger(),

@@ -148,7 +148,7 @@ fn taken(dir: &Path) -> u64 {
     let sizes = entries
         .filter_map(|entry| entry.ok().filter(|e| !e.file_name().as_bytes().is_empty())?.metadata().ok());
     sizes.fold(0, |sum, meta| {
-        // Blocks of 512 bytes that are really there: files of the cache have holes.
+        // Blocks of 512 bytes that are really there: a file has holes where its room could not be taken beforehand.
         sum.saturating_add(std::os::unix::fs::MetadataExt::blocks(&meta).saturating_mul(512))
     })
 }
